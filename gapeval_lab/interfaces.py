@@ -1,0 +1,199 @@
+"""The contracts of plug-ins, on one screen, and the two tables a model hands over.
+
+Who owns what: the adapter owns batching and templates; the caller owns seeds and files. Lists go
+in, lists of the same length come out, in the same order. Nothing here imports torch at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from gapeval_lab.errors import UserError
+from gapeval_lab.items import Direction, Example, Fact, Item, Prompt, Response, Verdict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL import Image
+    from torch import Tensor, nn
+
+    from gapeval_lab.delta import WeightDelta
+
+Log = Callable[[str, float, int], None]
+"""`log(name, value, step)`: how an intervention reports a curve while it fits."""
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Where things are in one model: named path templates, from the root module.
+
+    Attributes:
+        templates: site name -> module path with one `{}` for the layer; the field's names are
+            `block`, `attn_out`, `mlp_down`, `mlp_up`, `mlp_gate`. E.g.
+            {"mlp_down": "model.language_model.layers.{}.mlp.down_proj"}.
+        layers: number of layers; valid layers are 0 to layers - 1.
+        transposed: True where weights are stored (in, out), as GPT-2's Conv1D does; stated, since
+            a square matrix cannot tell.
+    """
+
+    templates: Mapping[str, str]
+    layers: int
+    transposed: bool = False
+
+    def path(self, site: str, layer: int) -> str:
+        """The module path of a site at a layer.
+
+        Raises:
+            UserError: unknown site, or layer out of range.
+        """
+        if site not in self.templates:
+            raise UserError(f"site: '{site}' is unknown; this model has {', '.join(self.templates)}")
+        if not 0 <= layer < self.layers:
+            raise UserError(f"layer: {layer} is out of range; this model has 0 to {self.layers - 1}")
+        return self.templates[site].format(layer)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a batch of questions as the model is really asked them, template included.
+
+    Attributes:
+        input_ids, attention_mask: (batch, length), left-padded.
+        labels: (batch, length); the target's ids where a target token stands, else -100.
+        texts: the rendered strings; offsets: per sequence, one (start, end) character span into
+            `texts` per position (padding and specials have (0, 0)).
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    texts: list[str]
+    offsets: list[list[tuple[int, int]]]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The language trunk of a UMM, laid open for interventions.
+
+    Attributes:
+        root: owns every live weight; paths of `sites` and names of a delta start here.
+        sites: see `Sites`.
+        hidden_size: width of the residual stream.
+        encode: (questions, targets or None) -> Encoded. Text-only questions. With targets, each is
+            appended as the model would answer it.
+        logits: Encoded -> (batch, length, vocabulary) next-token logits, differentiable.
+        tokenizer: the tokenizer itself, for engines that bring their own code.
+    """
+
+    root: nn.Module
+    sites: Sites
+    hidden_size: int
+    encode: Callable[[Sequence[str], Sequence[str] | None], Encoded]
+    logits: Callable[[Encoded], Tensor]
+    tokenizer: Any
+
+
+@runtime_checkable
+class UMM(Protocol):
+    """A unified multimodal model. `directions` says what it can do; the rest is N/A, never 0."""
+
+    name: str
+    directions: frozenset[Direction]
+
+    def answer(self, prompts: Sequence[Prompt], *, seeds: Sequence[int]) -> list[str]:
+        """One text per prompt. Each prompt has its own seed, so batching changes nothing."""
+        ...
+
+    def draw(self, prompts: Sequence[Prompt], *, seeds: Sequence[int]) -> list[Image.Image]:
+        """One RGB picture per prompt. Each prompt has its own seed, so batching changes nothing."""
+        ...
+
+    def loss(self, examples: Sequence[Example], direction: Direction) -> Tensor:
+        """Teacher-forced negative log-likelihood of each answer, in nats: (batch,), differentiable."""
+        ...
+
+    def backbone(self) -> Backbone:
+        """The trunk, for interventions."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Everything beside the weights that answers depend on (decoding, dtype, ...); JSON-able."""
+        ...
+
+
+@runtime_checkable
+class Benchmark(Protocol):
+    """A set of items with a name, a version and a content hash."""
+
+    name: str
+    version: str
+    categories: tuple[str, ...]
+
+    def items(self) -> list[Item]:
+        """The items that the settings select, in a fixed order."""
+        ...
+
+    def training_texts(self) -> list[str]:
+        """Questions of the benchmark's domain that are not items: for second moments."""
+        ...
+
+    def illustrate(self, target: Mapping[str, Any]) -> Image.Image | None:
+        """A picture that a target accepts; None where the benchmark cannot draw."""
+        ...
+
+    def content_hash(self) -> str:
+        """SHA-256 over everything that any item holds."""
+        ...
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Says right, wrong or not scored. Pure: no state, the same input gives the same verdict."""
+
+    def __call__(self, pairs: Sequence[tuple[Item, Response]]) -> list[Verdict]:
+        """One verdict per pair."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that verdicts depend on; JSON-able."""
+        ...
+
+
+@runtime_checkable
+class Intervention(Protocol):
+    """Frozen settings with one verb. Its fields are the hyperparameters, everywhere.
+
+    Promise, tested for all: on return the model is bit-identical (same module objects, same
+    requires_grad, same train mode), global random state is as it was, and the same seed gives
+    the same delta. `direction` says which side it is given: "text", "image" or "both".
+    """
+
+    @property
+    def direction(self) -> str:
+        """The side that the intervention learns from."""
+        ...
+
+    def fit(
+        self,
+        umm: UMM,
+        facts: Sequence[Fact],
+        *,
+        seed: int,
+        texts: Sequence[str],
+        log: Log,
+        cache: Path | None = None,
+    ) -> WeightDelta:
+        """Compute the weight delta that writes the facts into the model.
+
+        Args:
+            umm: the model; unchanged on return.
+            facts: what to write, in order.
+            seed: all randomness comes from it.
+            texts: questions of the domain, for second moments and replay.
+            log: called as `log("loss/fact-id", value, step)`.
+            cache: where statistics of the model may be kept, keyed by content; None: a place of the
+                intervention's own choice.
+        """
+        ...

@@ -1,0 +1,139 @@
+"""The record of one run of a recipe. Written to disk before anything else hears of it.
+
+Holds plain values only: reports read an Outcome, never a live model. Pictures lie beside it,
+under `pictures/<phase>/<item id>.png`.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from gapeval_lab.gap.records import Estimate, GapReport, ShiftReport
+
+Phase = Literal["before", "after", "placebo", "identity"]
+
+
+class Record(BaseModel):
+    """Base of every record: frozen, nothing extra."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ItemRow(Record):
+    """One item in one phase: what was asked, answered, and judged."""
+
+    id: str
+    category: str
+    subcategory: str
+    question: str
+    draw_prompt: str
+    reference: str
+    answer: str | None
+    picture: str | None  # file name, relative to the outcome's folder
+    understanding: bool | None
+    generation: bool | None
+    understanding_reason: str = ""
+    generation_reason: str = ""
+    input_picture: str | None = None
+    tags: dict[str, str] = {}
+
+
+class PhaseResult(Record):
+    """One measurement of the whole benchmark."""
+
+    gap: GapReport
+    rows: list[ItemRow]
+
+
+class QualityCell(Record):
+    """One edit-quality measure in one direction: share of probes that pass, per state.
+
+    For locality, `before` is 1.0 by definition and `after` is the share of unchanged answers.
+    """
+
+    before: Estimate
+    after: Estimate
+    n: int
+
+
+class FactQuality(Record):
+    """What became of one fact: share of probes passed after the edit, text and image apart."""
+
+    id: str
+    subject: str
+    relation: str
+    target_true: str
+    target_new: str
+    reliability: dict[Literal["text", "image"], float | None]
+    generalisation: dict[Literal["text", "image"], float | None]
+    locality: dict[Literal["text", "image"], float | None]
+    portability: dict[Literal["text", "image"], float | None]
+    logprob_before: dict[Literal["text", "image"], float | None]
+    logprob_after: dict[Literal["text", "image"], float | None]
+
+
+class EditQuality(Record):
+    """Cross-modal quality of an intervention. Text and image never share a name."""
+
+    reliability: dict[Literal["text", "image"], QualityCell]
+    generalisation: dict[Literal["text", "image"], QualityCell]
+    locality: dict[Literal["text", "image"], QualityCell]
+    portability: dict[Literal["text", "image"], QualityCell]
+    target_logprob: dict[Literal["text", "image"], QualityCell]
+    locality_pixel_distance: float | None  # mean absolute difference of neighbours' pictures, 0 to 1
+    transfer_ratio: Estimate | None  # gain of the other direction / gain of the edited one
+    transfer_note: str = ""
+    facts: list[FactQuality]
+
+
+class Outcome(Record):
+    """One run of a recipe, whole."""
+
+    schema_version: int = 1
+    run_id: str  # ours: recipe name + time + short hash; also the folder's name
+    kind: Literal["baseline", "edit", "inject", "trial"]
+    recipe: dict[str, Any]  # resolved
+    recipe_text: str  # as the user wrote it
+    recipe_hash: str
+    overrides: list[str]
+    target_categories: list[str]  # categories that the facts belong to
+    direction: Literal["text", "image", "both"]  # the side that the intervention was given
+    umm: str
+    seed: int
+    started: str  # ISO 8601, UTC
+    versions: dict[str, str]
+    git_revision: str | None
+    data_hash: str
+    facts_hash: str | None
+    weights_fingerprint: str
+    weights_fingerprint_reverted: str | None
+    reverted: bool | None
+    before: PhaseResult
+    after: PhaseResult | None
+    placebo: PhaseResult | None
+    identity: PhaseResult | None
+    shift: ShiftReport | None  # after minus before
+    placebo_shift: ShiftReport | None
+    identity_shift: ShiftReport | None
+    quality: EditQuality | None
+    delta_file: str | None
+    delta_norms: dict[str, float]  # parameter -> Frobenius norm of its term
+    curves: dict[str, list[tuple[int, float]]]  # what the intervention logged while it fitted
+    seconds: dict[str, float]  # phase -> wall time
+    peak_memory_gib: float
+    facts: list[dict[str, str]]  # id, subject, relation, target_true, target_new, split
+
+    def save(self, folder: Path) -> Path:
+        """Write `outcome.json` into the folder, atomically; returns its path."""
+        from gapeval_lab.files import write_text
+
+        path = folder / "outcome.json"
+        write_text(path, self.model_dump_json(indent=1))
+        return path
+
+    @staticmethod
+    def load(path: Path) -> "Outcome":
+        """Read an outcome from its file or from the folder that holds it."""
+        file = path / "outcome.json" if path.is_dir() else path
+        return Outcome.model_validate_json(file.read_text(encoding="utf-8"))
