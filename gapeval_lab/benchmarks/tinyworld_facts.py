@@ -1,0 +1,97 @@
+"""Counterfactual facts of tinyworld, with every question that tests them."""
+
+import hashlib
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from gapeval_lab.benchmarks import tinyworld_entities as people
+from gapeval_lab.benchmarks.tinyworld_entities import Entity
+from gapeval_lab.benchmarks.tinyworld_tasks import Question
+from gapeval_lab.items import Fact, Item, Prompt
+
+NEIGHBOURS = 4
+
+
+def make_facts(subjects: Sequence[tuple[str, str]], split: str) -> list[Fact]:
+    """One counterfactual per (entity, relation): a wrong value, chosen once and for ever.
+
+    Probes accept what is right once ALL of these facts are written into the world.
+    """
+    world = people.entities()
+    changes = {(name, relation): _other_value(world[name], relation) for name, relation in subjects}
+    edited = dict(world)
+    for (name, relation), value in changes.items():
+        edited[name] = edited[name].changed(relation, value)
+    touched = {name for name, _ in subjects}
+    return [
+        _fact(world[name], relation, value, edited, touched, split)
+        for (name, relation), value in changes.items()
+    ]
+
+
+def _other_value(entity: Entity, relation: str) -> str:
+    options = [value for value in people.VALUES[relation] if value != entity.value(relation)]
+    digest = hashlib.sha256(f"counterfactual|{entity.name}|{relation}".encode()).digest()
+    return options[digest[0] % len(options)]
+
+
+def _fact(
+    entity: Entity,
+    relation: str,
+    value: str,
+    edited: dict[str, Entity],
+    touched: Collection[str],
+    split: str,
+) -> Fact:
+    now = edited[entity.name]
+    identity = f"{entity.name}-{relation}"
+
+    def probes(role: str, asked: Sequence[tuple[Entity, str, int]]) -> tuple[Item, ...]:
+        return tuple(
+            _probe(people.question(about, what, wording, edited), f"{identity}.{role}.{n}", relation)
+            for n, (about, what, wording) in enumerate(asked)
+        )
+
+    before = next(other for other in edited.values() if other.friend == entity.name)
+    hop = [(before, f"friend_{relation}", 0)] if relation != "number" else []
+    kept = [other for other in people.VALUES if other not in (relation, "number")]
+    (edit,) = probes("edit", [(now, relation, people.EDIT_WORDING)])
+    return Fact(
+        id=identity,
+        subject=entity.name,
+        relation=relation,
+        target_true=entity.value(relation),
+        target_new=value,
+        edit=edit,
+        reworded=probes("reworded", [(now, relation, wording) for wording in people.REWORDED]),
+        neighbours=probes(
+            "neighbours",
+            [(other, relation, 0) for other in _near(entity, edited, touched)]
+            + [(now, other, 0) for other in kept],
+        ),
+        derived=probes("derived", [*hop, (now, "whole", 0)]),
+        split=split,
+    )
+
+
+def _probe(question: Question, identity: str, relation: str) -> Item:
+    return Item(
+        id=identity,
+        category=question.category,
+        subcategory=relation,
+        understand=Prompt(question.understand),
+        generate=Prompt(question.generate),
+        accepted=question.answers,
+        target=question.target,
+    )
+
+
+def _near(entity: Entity, edited: dict[str, Entity], touched: Collection[str]) -> list[Entity]:
+    """Untouched entities of the same group, those that share a piece of the name first."""
+    others = [e for e in edited.values() if e.taught == entity.taught and e.name not in touched]
+    digest = hashlib.sha256(f"near|{entity.name}".encode()).digest()
+    order = np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(len(others))
+    shuffled = [others[i] for i in order]
+    shuffled.sort(key=lambda other: other.name[:3] != entity.name[:3] and other.name[3:] != entity.name[3:])
+    return shuffled[:NEIGHBOURS]

@@ -1,0 +1,117 @@
+"""The exact judge: every truth accepted, near misses refused, damage called damage."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gapeval_lab.items import Direction, Item, Prompt, Response
+from gapeval_lab.judges.exact import Exact, normalise, shows
+from gapeval_lab.judges.vision import read_picture
+from gapeval_lab.scene import CELLS, EVERY_THING, Scene, Thing, render, scatter
+
+COUNT = 2000
+
+
+def random_scene(rng: np.random.Generator, least: int = 1) -> Scene:
+    number = int(rng.integers(least, CELLS + 1))
+    return scatter([EVERY_THING[i] for i in rng.integers(0, len(EVERY_THING), number)], rng)
+
+
+def distractor(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with one thing's colour, shape or place changed, or one thing more or fewer."""
+    cell, old = list(scene.placed.items())[int(rng.integers(len(scene.placed)))]
+    free = [c for c in range(CELLS) if scene.cells[c] is None]
+    kind = int(rng.integers(5)) if free else int(rng.integers(3))
+    if kind == 0:
+        return scene.with_cell(cell, _other(old, rng, same_shape=True))
+    if kind == 1:
+        return scene.with_cell(cell, _other(old, rng, same_shape=False))
+    if kind == 2:
+        return scene.with_cell(cell, None)
+    target = int(free[int(rng.integers(len(free)))])
+    moved = scene.with_cell(cell, None) if kind == 3 else scene
+    return moved.with_cell(target, old)
+
+
+def _other(old: Thing, rng: np.random.Generator, *, same_shape: bool) -> Thing:
+    options = [
+        t
+        for t in EVERY_THING
+        if t != old and (t.shape == old.shape if same_shape else t.colour == old.colour)
+    ]
+    return options[int(rng.integers(len(options)))]
+
+
+def test_every_rendered_truth_is_read_exactly() -> None:
+    rng = np.random.default_rng(0)
+    scenes = [random_scene(rng, least=0) for _ in range(COUNT)]
+    assert [read_picture(render(scene)).scene for scene in scenes] == scenes
+
+
+def test_no_distractor_is_accepted() -> None:
+    rng = np.random.default_rng(1)
+    accepted = 0
+    for _ in range(COUNT):
+        scene = random_scene(rng)
+        reading = read_picture(render(distractor(scene, rng)))
+        accepted += reading.scene is not None and shows(reading.scene, {"grid": scene.names})
+    assert accepted == 0
+
+
+def test_mild_noise_is_read_through_and_rubble_is_not() -> None:
+    rng = np.random.default_rng(2)
+    scene = random_scene(rng, least=5)
+    picture = np.asarray(render(scene)).astype(float)
+    noisy = np.clip(picture + rng.normal(0, 12, picture.shape), 0, 255).astype(np.uint8)
+    assert read_picture(Image.fromarray(noisy)).scene == scene
+    rubble = Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8))
+    assert read_picture(rubble).scene is None
+    assert read_picture(rubble).problem
+
+
+def test_other_sizes_are_brought_to_the_worlds() -> None:
+    scene = random_scene(np.random.default_rng(3))
+    assert read_picture(render(scene).resize((192, 192), Image.Resampling.NEAREST)).scene == scene
+
+
+@pytest.mark.parametrize(
+    ("target", "good", "bad"),
+    [
+        ({"things": {"red ring": 2}}, ["red ring"] * 2, ["red ring"] * 3),
+        ({"things": {"red ring": 1, "blue cross": 1}}, ["blue cross", "red ring"], ["red ring"]),
+        ({"colour": "red"}, ["red ring", "red cross"], ["red ring", "blue ring"]),
+        ({"shape": "ring"}, ["red ring"], ["red cross"]),
+        ({"shape": "ring"}, ["blue ring"], []),
+        ({"count": 2}, ["red ring", "blue cross"], ["red ring"]),
+    ],
+)
+def test_targets(target: dict[str, object], good: list[str], bad: list[str]) -> None:
+    def scene(names: list[str]) -> Scene:
+        return Scene.of({3 * i % CELLS: Thing(*name.split()) for i, name in enumerate(names)})
+
+    assert shows(scene(good), target)
+    assert not shows(scene(bad), target)
+
+
+def test_an_unknown_kind_of_target_is_an_error() -> None:
+    with pytest.raises(ValueError, match="unknown kind"):
+        shows(Scene.of({}), {"size": 3})
+
+
+def test_texts_are_compared_by_words_alone() -> None:
+    assert normalise("The Red, square.") == "red square"
+    item = Item("i", "c", "s", Prompt("?"), Prompt("!"), ("two red squares", "two squares that are red"))
+
+    def verdict(text: str | None) -> bool | None:
+        return Exact()([(item, Response("i", Direction.UNDERSTANDING, text=text))])[0].correct
+
+    assert verdict("Two red squares") and verdict("two squares that are red.")
+    assert verdict("three red squares") is False
+    assert verdict("two red squares and more") is False
+    assert verdict(None) is None
+
+
+def test_an_error_is_not_scored() -> None:
+    item = Item("i", "c", "s", Prompt("?"), Prompt("!"), ("x",), {"count": 1})
+    failed = Response("i", Direction.GENERATION, error="out of memory")
+    assert Exact()([(item, failed)])[0].correct is None
