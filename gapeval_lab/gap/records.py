@@ -1,0 +1,111 @@
+"""The numbers that gap measurement yields, as plain frozen records (JSON-able through pydantic).
+
+Computes nothing; METRICS in the README says what each number is.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Joint outcomes of the items judged in BOTH directions (counts).
+
+    both: right in both; und_only: understanding right, generation wrong; gen_only: the reverse;
+    neither: wrong in both. unscored: items with a missing verdict in a direction, left out of n.
+    """
+
+    both: int
+    und_only: int
+    gen_only: int
+    neither: int
+    unscored: int = 0
+
+    @property
+    def n(self) -> int:
+        """Items scored in both directions."""
+        return self.both + self.und_only + self.gen_only + self.neither
+
+
+@dataclass(frozen=True)
+class CategoryGap:
+    """One category's state: accuracies, gap, agreement."""
+
+    cells: Cells
+    understanding: Estimate
+    generation: Estimate
+    gap: Estimate
+    signed_gap: Estimate
+    null_gap: float  # mean gap when each item's two directions are exchanged at random
+    null_p: float  # share of exchanges with a gap at least as large as the observed one
+    phi: float | None  # correlation of the two directions over items; None where undefined
+    overlap: float | None  # both / (both + und_only + gen_only); None where undefined
+
+
+@dataclass(frozen=True)
+class OfficialGap:
+    """The published estimator's numbers, with the rounding band measured beside them."""
+
+    gaps: dict[str, float]
+    mean: float
+    band: float  # largest move of the mean when the input is perturbed by 1e-6, several times
+
+
+@dataclass(frozen=True)
+class GapReport:
+    """The state of one model on one benchmark."""
+
+    categories: dict[str, CategoryGap]
+    gap: Estimate  # mean over categories
+    null_gap: float
+    null_p: float
+    understanding: Estimate
+    generation: Estimate
+    official: OfficialGap | None
+    official_note: str = ""  # why there is no official number, where there is none
+    # Categories without an item scored in both directions -> their unscored items. In no mean.
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DirectionShift:
+    """One direction's accuracy, after minus before, on the same items."""
+
+    shift: Estimate
+    gained: int  # wrong before, right after
+    lost: int  # right before, wrong after
+    p: float  # exact McNemar, two-sided
+    p_holm: float  # Holm-corrected over the categories of this direction
+
+
+@dataclass(frozen=True)
+class CategoryShift:
+    """What changed in one category (items scored in both directions, before and after)."""
+
+    n: int
+    gap: Estimate
+    signed_gap: Estimate
+    understanding: DirectionShift
+    generation: DirectionShift
+    transitions: list[list[int]]  # 4 x 4; rows before, columns after: both, und_only, gen_only, neither
+
+
+@dataclass(frozen=True)
+class ShiftReport:
+    """After minus before."""
+
+    categories: dict[str, CategoryShift]
+    gap: Estimate
+    understanding: Estimate
+    generation: Estimate
+    changed_items: int
+    # Categories without an item scored in both directions, before and after -> their items. In no mean.
+    left_out: dict[str, int] = field(default_factory=dict)
