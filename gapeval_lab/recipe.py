@@ -1,0 +1,363 @@
+"""One experiment as YAML: schema, plug-in settings, overrides, content hash.
+
+A field's dotted path is its YAML key, its override on the command line, its search parameter and
+its tracked parameter. Knows no model and runs nothing; plug-in classes are imported only to
+validate their own settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from gapeval_lab import registry
+from gapeval_lab.errors import UserError
+from gapeval_lab.shipped import find_file, names_in, read_text
+from gapeval_lab.validation import KeyPath, Problem, did_you_mean, dotted, explain, validate
+from gapeval_lab.yaml_file import Document, parse
+
+NodeField = Literal["model", "benchmark", "judge", "intervention"]
+
+KINDS: Mapping[NodeField, registry.Kind] = {
+    "model": "models",
+    "benchmark": "benchmarks",
+    "judge": "judges",
+    "intervention": "interventions",
+}
+"""Which kind of plug-in each node names; also the folder of its configs."""
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
+"""Names of recipes become names of folders and runs."""
+
+Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+class _Strict(BaseModel):
+    """Base of the schema: frozen, nothing extra, no conversion of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Node(_Strict):
+    """A plug-in by name, with its settings beside the name; they are checked against its class.
+
+    In a file, a node may also be `{config: name}`: the config's content, under the node's own keys.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    use: Text
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything beside `use`, as plain values."""
+        return dict(self.model_extra or {})
+
+
+class FactsNode(_Strict):
+    """Which facts are written: of a file's split, the first `count` (None: all)."""
+
+    file: Text
+    split: Text = "test"
+    count: Annotated[int, Field(ge=1)] | None = None
+
+
+class Evaluation(_Strict):
+    """The protocol of a run.
+
+    Attributes:
+        batch: prompts per call of the model; changes speed, never answers.
+        items: size of a subset that keeps the categories' shares; None means all.
+        categories: which categories are asked; None means all.
+        limit: at most this many items, the first ones, after everything else (for a quick look).
+        replicates: bootstrap and permutation replicates.
+        official: also compute the published estimator.
+    """
+
+    batch: Annotated[int, Field(ge=1)] = 32
+    items: Annotated[int, Field(ge=1)] | None = None
+    categories: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
+    replicates: Annotated[int, Field(ge=1)] = 10_000
+    official: bool = True
+
+
+class Controls(_Strict):
+    """What runs beside the intervention: a delta of nothing, and a random delta of equal norm."""
+
+    identity: bool = True
+    placebo: bool = True
+
+
+class Recipe(_Strict):
+    """One experiment, resolved. `load` makes it; without an intervention it measures a baseline."""
+
+    name: Name
+    about: str
+    seed: Annotated[int, Field(ge=0)]
+    model: Node
+    benchmark: Node
+    judge: Node
+    facts: FactsNode | None = None
+    intervention: Node | None = None
+    evaluation: Evaluation = Evaluation()
+    controls: Controls = Controls()
+    search: dict[str, dict[str, Any]] | None = None
+
+    def build(self, field: NodeField) -> Any:
+        """The plug-in of a node, with its settings.
+
+        Raises:
+            ValueError: the recipe has no such node.
+            UserError: the plug-in cannot be imported, or refuses its settings.
+        """
+        node: Node | None = getattr(self, field)
+        if node is None:
+            raise ValueError(f"the recipe '{self.name}' has no {field}")
+        return registry.build(KINDS[field], node.use, settings=node.settings)
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe with everything that a record of it needs.
+
+    Attributes:
+        recipe: validated.
+        text: the file as the user wrote it.
+        resolved: plain JSON values: configs inlined, overrides applied, defaults filled in.
+        hash: SHA-256 over the canonical JSON of `resolved`.
+        source: the file.
+        overrides: the `path=value` strings, as given.
+    """
+
+    recipe: Recipe
+    text: str
+    resolved: dict[str, Any]
+    hash: str
+    source: str
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a list of recipes shows, read from the YAML alone; nothing is validated."""
+
+    name: str
+    about: str
+    source: str
+    uses: dict[NodeField, str]
+
+
+@dataclass
+class _Draft:
+    """A recipe on its way: plain data, where each key came from, and what is wrong so far."""
+
+    data: dict[str, Any]
+    origins: dict[KeyPath, str]
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, path: KeyPath, message: str) -> None:
+        """Note a mistake."""
+        self.problems.append(Problem(path, message))
+
+    def report(self, problem: Problem) -> str:
+        """The mistake as a line: path, message, origin of the nearest key that has one."""
+        path = problem.path
+        ends = range(len(path), 0, -1)
+        origin = next((self.origins[path[:end]] for end in ends if path[:end] in self.origins), "")
+        return f"{dotted(path) or 'recipe'}: {problem.message}" + (f" ({origin})" if origin else "")
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read, override, resolve and validate a recipe.
+
+    Args:
+        name_or_path: a path, or a name in ./recipes or among the packaged recipes.
+        overrides: `dotted.path=value` strings; the value is YAML (JSON will do).
+
+    Raises:
+        UserError: with every mistake of the recipe, each with its path and line.
+    """
+    path = find_file(name_or_path, folder="recipes", suffix=".yaml")
+    return resolve(read_text(path), source=str(path), overrides=overrides)
+
+
+def resolve(text: str, *, source: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """`load` for a text that is at hand; `source` names it in messages."""
+    document = parse(text, source)
+    if not isinstance(document.data, dict):
+        raise UserError(f"{source}: a recipe is a mapping of keys to values; this file holds none")
+    origins = {path: f"line {line}" for path, line in document.lines.items()}
+    draft = _Draft(document.data, origins, list(document.problems))
+    for override in overrides:
+        _override(draft, override)
+    broken = {name for name in KINDS if not _resolve_node(draft, name)}
+    recipe = _validated(draft, broken)
+    if recipe is None or draft.problems:
+        lines = list(dict.fromkeys(draft.report(problem) for problem in draft.problems))
+        raise UserError("\n  ".join([f"{source}: {len(lines)} to mend", *lines]))
+    resolved = recipe.model_dump(mode="json")
+    return LoadedRecipe(recipe, text, resolved, content_hash(resolved), source, tuple(overrides))
+
+
+def content_hash(resolved: Mapping[str, Any]) -> str:
+    """SHA-256 over canonical JSON (sorted keys, no spaces): the order of keys does not matter."""
+    text = json.dumps(resolved, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def flatten(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted path -> value for every leaf. Lists, and mappings without keys, are leaves."""
+    flat: dict[str, Any] = {}
+    for key, value in resolved.items():
+        if isinstance(value, Mapping) and value:
+            flat.update({f"{key}.{path}": leaf for path, leaf in flatten(value).items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def available() -> list[str]:
+    """Names of the recipes in ./recipes and of the packaged ones."""
+    return names_in("recipes", suffix=".yaml")
+
+
+def describe(name_or_path: str) -> Summary:
+    """What a recipe says of itself. Imports no plug-in.
+
+    Raises:
+        UserError: not found, or not YAML.
+    """
+    path = find_file(name_or_path, folder="recipes", suffix=".yaml")
+    data = parse(read_text(path), str(path)).data
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values; this file holds none")
+    uses: dict[NodeField, str] = {}
+    for name in KINDS:
+        node = data.get(name)
+        if isinstance(node, dict):
+            uses[name] = str(node.get("config") or node.get("use") or "?")
+    about = " ".join(str(data.get("about") or "").split())
+    return Summary(str(data.get("name") or path.stem), about, str(path), uses)
+
+
+def _override(draft: _Draft, override: str) -> None:
+    """Apply one `dotted.path=value`. Whether the path is known shows when the whole is validated."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts) or not text.strip():
+        raise UserError(f"--set: '{override}' is not of the form path=value (null is a value, too)")
+    if parts[0] == "search" and len(parts) > 2:  # keys of the search section have dots themselves
+        parts = ["search", ".".join(parts[1:-1]), parts[-1]]
+    document = parse(text, f"--set {override}")
+    path: KeyPath = tuple(parts)
+    draft.problems.extend(Problem((*path, *problem.path), problem.message) for problem in document.problems)
+    here = draft.data
+    for depth, part in enumerate(parts[:-1], start=1):
+        if here.get(part) is None:
+            here[part] = {}
+            draft.origins[path[:depth]] = "--set"
+        here = here[part]
+        if not isinstance(here, dict):
+            draft.add(path, f"'{dotted(path[:depth])}' is no mapping; set it whole (--set)")
+            return
+    here[parts[-1]] = document.data
+    kept = {place: at for place, at in draft.origins.items() if place[: len(path)] != path}
+    draft.origins = {**kept, path: "--set"}
+
+
+def _resolve_node(draft: _Draft, name: NodeField) -> bool:
+    """Inline a node's config and fill in its plug-in's defaults; False if that was not possible."""
+    raw = draft.data.get(name)
+    if raw is None:
+        return True  # whether the node may be missing is the schema's to say
+    if not isinstance(raw, dict):
+        draft.add((name,), f"should be a mapping such as {{use: name}}; got {raw!r}")
+        return False
+    node = _with_config(draft, name, raw)
+    if node is None:
+        return False
+    kind = KINDS[name]
+    use = node.pop("use", None)
+    if not isinstance(use, str):
+        choices = ", ".join(registry.names(kind))
+        draft.add((name, "use"), f"should name one of: {choices}; got {use!r}")
+        return False
+    try:
+        plugin = registry.find(kind, use)
+    except UserError as error:
+        draft.add((name, "use"), str(error))
+        return False
+    try:
+        settings = validate(plugin, node)
+    except ValidationError as error:
+        for problem in explain(error, plugin, node):
+            draft.add((name, *problem.path), problem.message)
+        return False
+    except UserError as error:  # from a plug-in's own check
+        draft.add((name,), str(error))
+        return False
+    draft.data[name] = {"use": use, **settings.model_dump(mode="json", by_alias=True)}
+    return True
+
+
+def _with_config(draft: _Draft, name: NodeField, raw: dict[str, Any]) -> dict[str, Any] | None:
+    """The node with its config as the base; None if there is no such config."""
+    if "config" not in raw:
+        return dict(raw)
+    own = {key: value for key, value in raw.items() if key != "config"}
+    config = raw["config"]
+    if not isinstance(config, str):
+        draft.add((name, "config"), f"should be the name of a config; got {config!r}")
+        return None
+    try:
+        path = find_file(config, folder=f"configs/{KINDS[name]}", suffix=".yaml")
+        document: Document = parse(read_text(path), str(path))
+    except UserError as error:
+        draft.add((name, "config"), str(error))
+        return None
+    if not isinstance(document.data, dict):
+        draft.add((name, "config"), f"{path} should hold a mapping of keys to values")
+        return None
+    for place, line in document.lines.items():
+        draft.origins.setdefault((name, *place), f"{path} line {line}")
+    draft.problems.extend(Problem((name, *problem.path), problem.message) for problem in document.problems)
+    return _merge(document.data, own)
+
+
+def _merge(base: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `base`; mappings merge key by key, everything else replaces."""
+    merged = dict(base)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = _merge(old, value)
+        merged[key] = value
+    return merged
+
+
+def _validated(draft: _Draft, broken: set[NodeField]) -> Recipe | None:
+    """The recipe, or None; mistakes go into the draft. Broken nodes have been reported already."""
+    data = {key: {"use": "broken"} if key in broken else value for key, value in draft.data.items()}
+    try:
+        recipe = validate(Recipe, data)
+    except ValidationError as error:
+        draft.problems.extend(explain(error, Recipe, data))
+        return None
+    if recipe.intervention is not None and recipe.facts is None:
+        draft.add(
+            ("facts",), "missing; an intervention needs facts to write, such as {file: facts/name.jsonl}"
+        )
+    if not broken:
+        paths = flatten(
+            {key: value for key, value in recipe.model_dump(mode="json").items() if key != "search"}
+        )
+        for path in recipe.search or {}:
+            if path not in paths:
+                draft.add(("search", path), f"no field of this recipe{did_you_mean(path, paths)}")
+    return recipe

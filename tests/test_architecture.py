@@ -1,0 +1,262 @@
+"""The import arrows of DESIGN.md, file lengths and prints: walked over the syntax trees.
+
+`ARROWS` and `HEAVY` are the tables. A key is a module or a folder of the package; `tracking` also
+stands for the files `tracking_*`. To let a module import another one, change the table here and the
+design document with it.
+"""
+
+import ast
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "gapeval_lab"
+
+FOLDERS = ("models", "benchmarks", "judges", "interventions", "gap")
+FAMILIES = ("tracking",)  # one concern in several files: name.py and name_*.py
+
+EVERYTHING = {"*"}
+PLUG_IN = {"delta", "files", "interfaces", "items", "errors"}
+
+ARROWS: dict[str, set[str]] = {
+    # values and contracts
+    "__init__": set(),
+    "errors": set(),
+    "items": set(),
+    "scene": set(),
+    "files": {"errors"},
+    "interfaces": {"items", "errors"},
+    "validation": set(),
+    "shipped": {"errors", "validation"},
+    "yaml_file": {"errors", "validation"},
+    "delta": {"errors", "files"},
+    "facts": {"items", "errors", "files", "shipped", "validation"},
+    "registry": {"interfaces", "errors", "validation"},
+    "recipe": {"registry", "errors", "shipped", "validation", "yaml_file"},
+    "gap": {"errors"},
+    "outcome": {"gap", "files"},
+    # plug-ins: none imports another kind
+    "models": PLUG_IN,
+    "benchmarks": PLUG_IN | {"scene"},
+    "judges": PLUG_IN | {"scene"},
+    "interventions": PLUG_IN,
+    # running
+    "quality": {"evaluate", "gap", "outcome", "interfaces", "items", "errors"},
+    "evaluate": {"delta", "gap", "outcome", "interfaces", "items", "errors", "files"},
+    "run": {
+        *("evaluate", "recipe", "delta", "gap", "outcome", "facts", "quality"),
+        *("interfaces", "items", "errors", "files"),
+    },
+    # telling
+    "tracking": {"run", "outcome", "recipe", "gap", "report", "errors", "files"},
+    "search": {"tracking", "run", "outcome", "recipe", "gap", "errors", "files"},
+    "report": {"gap", "outcome", "errors", "files"},
+    "cli": EVERYTHING,
+}
+"""Who may import whom inside the package, anywhere in the file; its own folder or family always."""
+
+TYPES_ONLY: dict[str, set[str]] = {"interfaces": {"delta"}}
+"""Arrows for type checkers alone, under `if TYPE_CHECKING:`."""
+
+HEAVY_PACKAGES = {
+    *("torch", "torchvision", "transformers", "tokenizers", "peft", "diffusers", "accelerate", "datasets"),
+    *("mlflow", "optuna", "matplotlib", "pandas", "scipy", "ray", "easyeditor"),
+}
+
+HEAVY: dict[str, set[str]] = {
+    "delta": {"torch"},
+    "gap": {"torch", "scipy"},
+    "models": {"torch", "transformers", "tokenizers"},
+    "interventions": {"torch", "scipy"},
+    "judges": {"scipy"},
+    "report": {"matplotlib"},
+    "evaluate": {"torch"},
+    "quality": {"torch"},
+    "run": {"torch"},
+    "search": {"optuna"},
+}
+"""Which heavy packages a module may import when it is imported. Inside functions all may, but see OWNERS."""
+
+OWNERS = {"mlflow": "tracking", "optuna": "search"}
+"""Packages that one module alone may import, wherever in the file."""
+
+LONGEST_FILE = 400
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module: `torch.nn`, `gapeval_lab.items`."""
+
+    module: str
+    line: int
+    at_import: bool  # runs when the file is imported: not in a function, not for type checkers
+    types_only: bool
+
+
+def key_of(module: str) -> str:
+    """The table's key for a dotted module below the package."""
+    first = module.split(".")[0]
+    return next((family for family in FAMILIES if first.startswith(f"{family}_")), first)
+
+
+def imports_of(tree: ast.Module) -> list[Import]:
+    """Every import of a file; relative ones keep their dots."""
+    found: list[Import] = []
+
+    def visit(node: ast.AST, *, at_import: bool, types_only: bool) -> None:
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            source = "." * node.level + (node.module or "")
+            # `from gapeval_lab import recipe` imports a module, `from gapeval_lab.recipe import load` a name
+            names = (
+                [f"{source}.{alias.name}" for alias in node.names] if source == "gapeval_lab" else [source]
+            )
+        found.extend(Import(name, node.lineno, at_import, types_only) for name in names)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.body:
+                visit(child, at_import=False, types_only=True)
+            for child in node.orelse:
+                visit(child, at_import=at_import, types_only=types_only)
+            return
+        inside = at_import and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            visit(child, at_import=inside, types_only=types_only)
+
+    visit(tree, at_import=True, types_only=False)
+    return found
+
+
+def violations(module: str, source: str) -> list[str]:
+    """What a file breaks, one line each.
+
+    Args:
+        module: dotted, below the package: "recipe", "gap.score".
+        source: the file's text.
+    """
+    tree = ast.parse(source)
+    key = key_of(module)
+    if key not in ARROWS:
+        return [f"{module}: not in the table of this test"]
+    problems: list[str] = []
+    for found in imports_of(tree):
+        top, _, rest = found.module.partition(".")
+        where = f"{module}:{found.line}"
+        if found.module.startswith("."):
+            problems.append(f"{where}: relative import; write gapeval_lab.<module>")
+        elif top == "gapeval_lab":
+            target = "__init__" if not rest or rest.startswith("__") else key_of(rest)
+            allowed = (
+                ARROWS[key] | {key, "__init__"} | (TYPES_ONLY.get(key, set()) if found.types_only else set())
+            )
+            if target not in allowed and ARROWS[key] is not EVERYTHING:
+                problems.append(f"{where}: may not import {target}")
+        elif OWNERS.get(top, key) != key:
+            problems.append(f"{where}: only {OWNERS[top]} imports {top}")
+        elif top in HEAVY_PACKAGES and found.at_import and top not in HEAVY.get(key, set()):
+            problems.append(
+                f"{where}: imports {top} when it is imported; do it in the function that needs it"
+            )
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "print"
+            and key != "cli"
+        ):
+            problems.append(f"{module}:{node.lineno}: print")
+    lines = source.splitlines()
+    if len(lines) > LONGEST_FILE and not re.search(r"over 400 lines because", " ".join(lines[:10])):
+        problems.append(
+            f"{module}: {len(lines)} lines; split it, or say 'over 400 lines because ...' at its head"
+        )
+    return problems
+
+
+def modules() -> dict[str, Path]:
+    """Every file of the package by its dotted name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)] = path
+    return found
+
+
+@pytest.mark.parametrize("module", modules())
+def test_the_file_keeps_to_the_design(module):
+    assert violations(module, modules()[module].read_text(encoding="utf-8")) == []
+
+
+def test_the_folders_are_those_of_the_table():
+    folders = {path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")} - {"."}
+    assert folders == set(FOLDERS)
+
+
+def test_the_table_has_no_cycles():
+    def below(key: str, above: tuple[str, ...]) -> None:
+        assert key not in above, f"cycle: {' -> '.join((*above, key))}"
+        for target in ARROWS[key] - EVERYTHING:
+            below(target, (*above, key))
+
+    for key in ARROWS:
+        below(key, ())
+
+
+@pytest.mark.parametrize("kind", ["models", "benchmarks", "judges", "interventions"])
+def test_no_arrow_leads_from_a_plug_in_to_another_kind(kind):
+    assert not ARROWS[kind] & ({"models", "benchmarks", "judges", "interventions"} - {kind})
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "expected"),
+    [
+        ("gap.score", "from gapeval_lab.items import Item", "gap.score:1: may not import items"),
+        ("gap.score", "from ..models.janus import Janus", "gap.score:1: relative import"),
+        ("gap.score", "from . import records", "gap.score:1: relative import"),
+        ("models.janus", "import gapeval_lab.judges.exact", "models.janus:1: may not import judges"),
+        ("models.janus", "from gapeval_lab import scene", "models.janus:1: may not import scene"),
+        ("recipe", "def f():\n    from gapeval_lab.run import run", "recipe:2: may not import run"),
+        ("recipe", "import torch", "recipe:1: imports torch when it is imported"),
+        ("recipe", "class A:\n    import torch.nn", "recipe:2: imports torch"),
+        ("recipe", "try:\n    import torch\nexcept ImportError:\n    pass", "recipe:2: imports torch"),
+        ("report", "def f():\n    import mlflow", "report:2: only tracking imports mlflow"),
+        ("run", "from mlflow.entities import Run", "run:1: only tracking imports mlflow"),
+        ("tracking_log", "import mlflow", "tracking_log:1: imports mlflow when it is imported"),
+        ("cli", "def f():\n    from optuna import create_study", "cli:2: only search imports optuna"),
+        ("cli", "import torch", "cli:1: imports torch when it is imported"),
+        ("items", "if TYPE_CHECKING:\n    from gapeval_lab.delta import X", "items:2: may not import delta"),
+        ("interfaces", "from gapeval_lab.delta import X", "interfaces:1: may not import delta"),
+        ("interfaces", "if TYPE_CHECKING:\n    pass\nelse:\n    import torch", "interfaces:4: imports torch"),
+        ("recipe", "print('x')", "recipe:1: print"),
+        ("recipe", "x = 1\n" * 401, "recipe: 401 lines"),
+        ("helpers", "", "helpers: not in the table"),
+        ("tracking_log", "import gapeval_lab.search", "tracking_log:1: may not import search"),
+    ],
+)
+def test_the_checker_can_fail(module, source, expected):
+    (problem,) = violations(module, source)
+    assert problem.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        (
+            "gap.score",
+            "import torch\nfrom gapeval_lab.errors import UserError\nimport gapeval_lab.gap.records",
+        ),
+        ("recipe", "def f():\n    import torch"),
+        ("recipe", "from gapeval_lab import __version__, registry"),
+        ("interfaces", "if TYPE_CHECKING:\n    import torch\n    from gapeval_lab.delta import WeightDelta"),
+        ("tracking_log", "def f():\n    import mlflow\n    from gapeval_lab.tracking_store import Store"),
+        ("search", "import optuna\nfrom gapeval_lab.tracking import track"),
+        ("cli", "def f():\n    from gapeval_lab.search import search\n    print('x')"),
+        ("recipe", '"""Long: over 400 lines because it is a table."""\n' + "x = 1\n" * 500),
+        ("recipe", "x = 1\n" * 400),
+    ],
+)
+def test_the_checker_lets_pass_what_the_design_allows(module, source):
+    assert violations(module, source) == []
