@@ -1,0 +1,236 @@
+"""How a Janus is asked: prompts and answers as token ids and embeddings, pictures both ways.
+
+One layout for everything: answering, drawing, losses and interventions all take their sequences
+from here, so that what is trained or edited is what is asked. Knows nothing of decoding or weights'
+files.
+
+    text:     bos, template(pictures, question), answer, eos
+    picture:  bos, template(pictures, question), boi, codes
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gapeval_lab.errors import UserError
+from gapeval_lab.items import Direction, Prompt, image_digest
+
+PICTURES_AT_ONCE = 32
+"""Pictures per pass of the vision tower or the image tokenizer: they hold far more memory per item
+than the trunk does."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One prompt as it is really asked.
+
+    Attributes:
+        text: rendered with the template, every picture a run of placeholders.
+        ids: its tokens.
+        spans: character span of each token in `text`; (0, 0) for special tokens.
+        pictures: digests of the prompt's pictures, in order.
+    """
+
+    text: str
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    pictures: tuple[str, ...]
+
+
+class Layout:
+    """Token sequences of one loaded Janus."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self._model, self._processor, self._tokenizer = model, processor, processor.tokenizer
+        tokenizer, generation = self._tokenizer, model.generation_config
+        self.image_id: int = model.config.image_token_id
+        self.boi_id: int = tokenizer.convert_tokens_to_ids(processor.image_start_token)
+        # The library reads these from the generation config; a checkpoint may leave them out.
+        self.bos_id: int = _first(generation.bos_token_id, tokenizer.bos_token_id)
+        self.pad_id: int = _first(generation.pad_token_id, tokenizer.pad_token_id)
+        self.eos_id: int = _first(tokenizer.eos_token_id, generation.eos_token_id)
+        stops = generation.eos_token_id
+        self.stop_ids = frozenset({self.eos_id, *(stops if isinstance(stops, list) else [])})
+        self.picture_tokens: int = model.model.vision_model.config.num_image_tokens
+        self._specials = frozenset(tokenizer.all_special_ids)
+
+    def ask(self, prompts: Sequence[Prompt], direction: Direction) -> list[Asked]:
+        """The prompts as the model is asked them.
+
+        Raises:
+            UserError: a prompt's text holds the picture placeholder.
+        """
+        if not prompts:
+            return []
+        texts = [self._render(prompt, direction) for prompt in prompts]
+        # Templates of some checkpoints write the bos token themselves.
+        bos = self._tokenizer.bos_token
+        written = bos is not None and texts[0].startswith(bos)
+        encoded = self._tokenizer(texts, add_special_tokens=not written, return_offsets_mapping=True)
+        asked = []
+        for prompt, text, ids, spans in zip(
+            prompts, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True
+        ):
+            if ids.count(self.image_id) != len(prompt.images) * self.picture_tokens:
+                raise UserError(
+                    f"prompt: '{prompt.text}' holds '{self._processor.image_token}', which stands for a "
+                    "picture; take it out and give the picture itself"
+                )
+            digests = tuple(image_digest(image) for image in prompt.images)
+            asked.append(Asked(text, ids, self._without_specials(ids, spans), digests))
+        return asked
+
+    def _render(self, prompt: Prompt, direction: Direction) -> str:
+        parts = [*({"type": "image"} for _ in prompt.images), {"type": "text", "text": prompt.text}]
+        processor = self._processor
+        text: str = processor.apply_chat_template(
+            [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False
+        )
+        if direction is Direction.GENERATION:
+            text += processor.image_start_token
+        elif processor.use_default_system_prompt:
+            from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
+
+            text = f"{DEFAULT_SYSTEM_PROMPT}{text}"
+        run = processor.image_token * self.picture_tokens
+        return text.replace(
+            processor.image_token, f"{processor.image_start_token}{run}{processor.image_end_token}"
+        )
+
+    def reply(self, asked: Asked, answer: str) -> Asked:
+        """The prompt with a text answer after it, without eos.
+
+        The answer is its own run of tokens after a space, as the model writes it: prompt tokens
+        never merge with it.
+        """
+        text = asked.text if asked.text[-1:].isspace() else f"{asked.text} "
+        joint, start = text[len(asked.text) :], len(asked.text)
+        encoded = self._tokenizer(joint + answer, add_special_tokens=False, return_offsets_mapping=True)
+        ids = encoded["input_ids"]
+        if self.image_id in ids:
+            raise UserError(
+                f"examples: the answer '{answer}' holds '{self._processor.image_token}', which stands for a "
+                "picture; take it out"
+            )
+        spans = [(start + left, start + right) for left, right in encoded["offset_mapping"]]
+        return Asked(
+            text + answer,
+            asked.ids + ids,
+            asked.spans + self._without_specials(ids, spans),
+            asked.pictures,
+        )
+
+    def _without_specials(
+        self, ids: Sequence[int], spans: Iterable[tuple[int, int]]
+    ) -> list[tuple[int, int]]:
+        # An unknown word is a word all the same, though its token counts as special.
+        keep = self._tokenizer.unk_token_id
+        return [
+            (0, 0) if token in self._specials and token != keep else (span[0], span[1])
+            for token, span in zip(ids, spans, strict=True)
+        ]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of answer tokens, special tokens left out."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text.strip()
+
+    def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Rows padded on the left: ids and mask, both (batch, length), on the model's device."""
+        length = max(len(row) for row in rows)
+        ids = torch.tensor([[self.pad_id] * (length - len(row)) + list(row) for row in rows])
+        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+        return ids.to(self._model.device), mask.to(self._model.device)
+
+    def unconditional(self, ids: Tensor) -> Tensor:
+        """The guidance branch's prompt: every token but bos and boi replaced by pad, as trained."""
+        kept = (ids == self.bos_id) | (ids == self.boi_id)
+        return torch.where(kept, ids, self.pad_id)
+
+    def embed(self, ids: Tensor, pictures: Sequence[Tensor]) -> Tensor:
+        """Embeddings of prompt ids, placeholders replaced by picture features in order.
+
+        Args:
+            ids: (batch, length).
+            pictures: one (tokens, hidden) per picture, row by row.
+        """
+        embeddings: Tensor = self._model.get_input_embeddings()(ids)
+        if not pictures:
+            return embeddings
+        features = torch.cat(list(pictures)).to(embeddings.dtype)
+        return embeddings.masked_scatter((ids == self.image_id).unsqueeze(-1), features)
+
+    def features(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Picture digest -> (tokens, hidden) as the trunk sees the picture; each one computed once."""
+        distinct = {image_digest(image): image for image in images}
+        found: list[Tensor] = []
+        for pixels in self._pixels(list(distinct.values())):
+            found.extend(self._model.model.get_image_features(pixels, return_dict=True).pooler_output)
+        return dict(zip(distinct, found, strict=True))
+
+    def codes(self, images: Sequence[Image.Image]) -> Tensor:
+        """The pictures as code ids of the model's own image tokenizer: (batch, tokens)."""
+        with torch.no_grad():
+            found = [
+                self._model.model.vqmodel.encode(pixels, return_dict=True).image_tokens.view(len(pixels), -1)
+                for pixels in self._pixels(images)
+            ]
+        return torch.cat(found)
+
+    def _pixels(self, images: Sequence[Image.Image]) -> Iterable[Tensor]:
+        for start in range(0, len(images), PICTURES_AT_ONCE):
+            chosen = [image.convert("RGB") for image in images[start : start + PICTURES_AT_ONCE]]
+            pixels = self._processor.image_processor(chosen, return_tensors="pt")["pixel_values"]
+            yield pixels.to(self._model.device, self._model.dtype)
+
+    def pictures(self, codes: Tensor) -> list[Image.Image]:
+        """RGB pictures from code ids (batch, tokens).
+
+        Not the processor's own postprocess: it fails on the model's channels-last output and
+        truncates instead of rounding.
+        """
+        shown = self._processor.image_processor
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32) for values in (shown.image_mean, shown.image_std)
+        )
+        images: list[Image.Image] = []
+        for start in range(0, len(codes), PICTURES_AT_ONCE):
+            with torch.no_grad():
+                decoded = self._model.decode_image_tokens(codes[start : start + PICTURES_AT_ONCE])
+            levels = ((decoded.float().cpu() * std + mean) * 255).round().clamp(0, 255)
+            images.extend(Image.fromarray(array) for array in levels.numpy().astype(np.uint8))
+        return images
+
+    def digest(self) -> str:
+        """Hash of tokenizer, template and picture settings: what turns a prompt into numbers."""
+        parts = [
+            self._tokenizer.backend_tokenizer.to_str(),
+            self._processor.chat_template,
+            self._processor.use_default_system_prompt,
+            self._processor.image_processor.to_dict(),
+            sorted(self.stop_ids),
+        ]
+        text = json.dumps(parts, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position ids of left-padded rows: 0 at each row's first real token, and on the padding."""
+    return (mask.cumsum(-1) - 1).clamp_min(0)
+
+
+def _first(*candidates: Any) -> int:
+    """The first id given; a checkpoint may state one id, a list of them, or none."""
+    for candidate in candidates:
+        if candidate is not None:
+            return int(candidate[0] if isinstance(candidate, list) else candidate)
+    raise UserError("model.weights: no bos, eos or pad token is set; mend the checkpoint's tokenizer")
