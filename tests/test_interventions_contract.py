@@ -1,0 +1,84 @@
+"""The intervention contract, over every built-in one; and that the contract can be broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from contracts import (
+    INTERVENTION_CHECKS,
+    Case,
+    gives_the_same_delta_for_the_same_seed,
+    leaves_global_random_state_alone,
+    leaves_the_model_as_it_was,
+)
+from pydantic import BaseModel, ConfigDict
+from tiny_lm import TEXTS, fact, tiny_umm
+
+from gapeval_lab.delta import LowRank, WeightDelta
+from gapeval_lab.interventions.rome import Rome
+
+FACTS = (fact(0), fact(5))
+LLAMA = Case(lambda: tiny_umm("llama", steps=80), FACTS, TEXTS)
+GPT2 = Case(lambda: tiny_umm("gpt2", steps=80), FACTS, TEXTS)
+
+BUILT_IN = {
+    "rome": (Rome(layer=0, steps=6, contexts=2), LLAMA),
+    "rome-attention-last": (
+        Rome(layer=1, site="attn_out", fact_token="last", steps=6, lr=0.1, contexts=0),
+        LLAMA,
+    ),
+    "rome-transposed": (Rome(layer=0, steps=6, contexts=0), GPT2),
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path_factory.getbasetemp() / "contract-cache"
+    monkeypatch.setenv("GAPEVAL_LAB_CACHE", str(folder))
+
+
+@pytest.mark.parametrize("check", INTERVENTION_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_contract(name: str, check: Callable[[Any, Case], None]) -> None:
+    intervention, case = BUILT_IN[name]
+    check(intervention, case)
+
+
+class Careless(BaseModel):
+    """Breaks one promise at a time."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    direction: ClassVar[str] = "text"
+    sin: str
+
+    def fit(self, umm: Any, facts: Any, *, seed: int, texts: Any, log: Any) -> WeightDelta:
+        root = umm.backbone().root
+        name, parameter = next(iter(root.named_parameters()))
+        if self.sin == "weights":
+            with torch.no_grad():
+                parameter[0, 0] += 1e-3
+        if self.sin == "flag":
+            parameter.requires_grad_(not parameter.requires_grad)
+        if self.sin == "mode":
+            root.training = not root.training
+        if self.sin == "hook":
+            root.register_forward_hook(lambda *seen: None)
+        if self.sin == "gradient":
+            parameter.grad = torch.zeros_like(parameter)
+        up = torch.randn(parameter.shape[0], 1)
+        return WeightDelta({name: LowRank(up, torch.ones(1, parameter.shape[1]))})
+
+
+@pytest.mark.parametrize("sin", ["weights", "flag", "mode", "hook", "gradient"])
+def test_the_contract_sees_a_changed_model(sin: str) -> None:
+    with pytest.raises(AssertionError):
+        leaves_the_model_as_it_was(Careless(sin=sin), LLAMA)
+
+
+@pytest.mark.parametrize("check", [leaves_global_random_state_alone, gives_the_same_delta_for_the_same_seed])
+def test_the_contract_sees_global_randomness(check: Callable[[Any, Case], None]) -> None:
+    with pytest.raises(AssertionError):
+        check(Careless(sin="none"), LLAMA)
