@@ -1,0 +1,273 @@
+"""Runs in MLflow: how one starts, goes through stages, ends, and is taken up again after a kill.
+
+MLflow is a view: whatever stands there can be made again from the outcome's folder. This module and
+its siblings `tracking_*` are the only ones that know MLflow; none imports it before it is used.
+
+    store = Store.open()
+    store.check()
+    store.reconcile()
+    with track(store, name, experiment=experiment_name("tinyworld"), key=recipe_hash) as run:
+        outcome = ...  # calls run.stage("before") and so on, and is saved to `folder`
+        run.log(outcome, folder)
+"""
+
+import contextlib
+import hashlib
+import json
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from gapeval_lab.errors import UserError
+from gapeval_lab.outcome import Outcome
+from gapeval_lab.tracking_log import log_outcome, set_tags
+from gapeval_lab.tracking_stop import Stopped, sigterm_raises
+from gapeval_lab.tracking_store import Store, file_lock, try_lock, user_name
+from gapeval_lab.tracking_ui import ui, view_links
+from gapeval_lab.tracking_values import run_name
+from gapeval_lab.tracking_views import ViewLinks
+
+__all__ = [
+    "LiveRun",
+    "Stopped",
+    "Store",
+    "ViewLinks",
+    "baseline",
+    "baseline_fingerprint",
+    "experiment_name",
+    "run_name",
+    "track",
+    "ui",
+    "view_links",
+]
+
+# Parts of a recipe that the measurement before an intervention does not depend on.
+_NOT_BASELINE = ("name", "about", "facts", "intervention", "controls", "search")
+
+
+def experiment_name(umm: str, *, searches: bool = False) -> str:
+    """The experiment of a model; searches have their own, so that trials do not bury the rest."""
+    return f"gapeval/{umm}/searches" if searches else f"gapeval/{umm}"
+
+
+@dataclass(frozen=True)
+class LiveRun:
+    """A run of ours that is going on; its lock is held.
+
+    Attributes:
+        store: where it is.
+        run_id, experiment_id: MLflow's ids.
+        resumed: True where a killed run is continued.
+    """
+
+    store: Store
+    run_id: str
+    experiment_id: str
+    resumed: bool
+
+    def stage(self, name: str) -> None:
+        """Say what is being done now (and, by that, that the run is alive)."""
+        set_tags(self.store.client, self.run_id, {"gapeval.stage": name, "gapeval.heartbeat": _now()})
+
+    def log(self, outcome: Outcome, folder: Path) -> None:
+        """Log an outcome that is already on disk; repeating it adds nothing twice.
+
+        Args:
+            outcome: what to log. A run other than a trial takes its name from it.
+            folder: the outcome's folder (pictures, delta).
+        """
+        self.stage("log")
+        own = outcome.kind == "baseline"
+        base = self.run_id if own else baseline(self.store, outcome, folder)
+        if outcome.kind != "trial":
+            name = run_name(outcome.recipe, targets=outcome.target_categories, direction=outcome.direction)
+            self.store.client.update_run(self.run_id, name=name)
+        log_outcome(
+            self.store,
+            self.run_id,
+            outcome=outcome,
+            folder=folder,
+            baseline_run_id=base,
+            fingerprint=baseline_fingerprint(outcome),
+        )
+        self.stage("done")
+
+
+@contextlib.contextmanager
+def track(
+    store: Store,
+    name: str,
+    *,
+    experiment: str,
+    key: str,
+    resume_id: str | None = None,
+    parent_id: str | None = None,
+) -> Iterator[LiveRun]:
+    """A run around a block of work: RUNNING inside it, FINISHED after it.
+
+    An exception makes it FAILED; Ctrl-C and SIGTERM make it KILLED; after a kill -9 the next
+    `store.reconcile()` does. A KILLED run with the same key is continued instead of starting another.
+
+    Args:
+        store: checked before.
+        name: shown while the run goes on.
+        experiment: from `experiment_name`.
+        key: hash of everything that makes two runs the same experiment (recipe and overrides).
+        resume_id: continue this very run.
+        parent_id: the run of the search that a trial belongs to.
+
+    Raises:
+        UserError: `resume_id` is unknown, finished, or still running.
+    """
+    experiment_id = store.experiment(experiment)
+    with store.starting():
+        live, lock = _begin(
+            store, name, experiment_id=experiment_id, key=key, resume_id=resume_id, parent_id=parent_id
+        )
+    try:
+        with sigterm_raises():
+            yield live
+    except BaseException as error:
+        _end(live, error)
+        raise
+    else:
+        store.client.set_terminated(live.run_id, "FINISHED")
+    finally:
+        # Removed before it is freed: nobody can lock it in between and find a run without an end.
+        store.lock_path(live.run_id).unlink(missing_ok=True)
+        lock.close()
+
+
+def _now() -> str:
+    return f"{time.time():.0f}"
+
+
+def _begin(
+    store: Store, name: str, *, experiment_id: str, key: str, resume_id: str | None, parent_id: str | None
+) -> tuple[LiveRun, IO[str]]:
+    """Create a run or adopt a killed one, with its lock. The caller holds `store.starting()`."""
+    client = store.client
+    tags = {
+        "gapeval.key": key,
+        "gapeval.stage": "start",
+        "gapeval.heartbeat": _now(),
+        "gapeval.host": socket.gethostname(),
+    }
+    for run in _resumable(store, experiment_id=experiment_id, key=key, resume_id=resume_id):
+        run_id = run.info.run_id
+        lock = try_lock(store.lock_path(run_id))
+        if lock is None:
+            continue
+        if "gapeval.end" in run.data.tags:
+            client.delete_tag(run_id, "gapeval.end")
+        set_tags(client, run_id, tags | {"gapeval.lock": str(store.lock_path(run_id))})
+        client.update_run(run_id, status="RUNNING")
+        return LiveRun(store, run_id, run.info.experiment_id, resumed=True), lock
+    if resume_id is not None:
+        raise UserError(f"resume: run {resume_id} is still running; wait for it, or stop it first")
+    tags |= {"mlflow.user": user_name(), "mlflow.source.name": "gapeval-lab", "mlflow.source.type": "LOCAL"}
+    if parent_id is not None:
+        tags["mlflow.parentRunId"] = parent_id
+    run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
+    lock = try_lock(store.lock_path(run_id))
+    if lock is None:
+        raise RuntimeError(f"the lock of the new run {run_id} is taken")
+    set_tags(client, run_id, {"gapeval.lock": str(store.lock_path(run_id))})
+    return LiveRun(store, run_id, experiment_id, resumed=False), lock
+
+
+def _resumable(store: Store, *, experiment_id: str, key: str, resume_id: str | None) -> list[Any]:
+    """The run that was named, or the killed runs with the key, newest first."""
+    from mlflow.exceptions import MlflowException
+
+    if resume_id is None:
+        if not key.replace("-", "").isalnum():
+            raise ValueError(f"key: a hash (letters, digits and '-'), not {key!r}")
+        query = f"tags.`gapeval.key` = '{key}' and attributes.status = 'KILLED'"
+        return list(store.client.search_runs([experiment_id], query, order_by=["attributes.start_time DESC"]))
+    try:
+        run = store.client.get_run(resume_id)
+    except MlflowException:
+        raise UserError(f"resume: there is no run {resume_id} in {store.uri}; give an id that is") from None
+    if run.info.status == "FINISHED":
+        raise UserError(f"resume: run {resume_id} is finished; start it without resuming to make a new run")
+    return [run]
+
+
+def _end(live: LiveRun, error: BaseException) -> None:
+    """Close a run that was left by an exception."""
+    stopped = isinstance(error, KeyboardInterrupt | Stopped)
+    words = f"{type(error).__name__}: {error}".strip().removesuffix(":")[:500]
+    try:
+        set_tags(live.store.client, live.run_id, {"gapeval.end": words})
+        live.store.client.set_terminated(live.run_id, "KILLED" if stopped else "FAILED")
+    except Exception as second:  # the first error is the one to be seen, whatever the store says
+        error.add_note(f"MLflow run {live.run_id} could not be closed: {second}")
+
+
+def baseline_fingerprint(outcome: Outcome) -> str:
+    """Hash of what the before phase depends on: weights, data, and every setting of the measurement."""
+    settings = {key: value for key, value in outcome.recipe.items() if key not in _NOT_BASELINE}
+    parts = [outcome.umm, outcome.weights_fingerprint, outcome.data_hash, outcome.seed, settings]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def baseline(store: Store, outcome: Outcome, folder: Path) -> str:
+    """The id of the baseline's own run: the one that is there, or a new one logged from `outcome.before`.
+
+    One per fingerprint, also when several processes ask at once.
+    """
+    fingerprint = baseline_fingerprint(outcome)
+    experiment = experiment_name(outcome.umm)
+    experiment_id = store.experiment(experiment)
+    query = f"tags.`gapeval.fingerprint` = '{fingerprint}' and tags.kind = 'baseline'"
+    query += " and attributes.status = 'FINISHED'"
+    with file_lock(store.locks / f"baseline-{fingerprint[:16]}.lock"):
+        found = store.client.search_runs(
+            [experiment_id], query, max_results=1, order_by=["attributes.start_time ASC"]
+        )
+        if found:
+            return str(found[0].info.run_id)
+        with track(store, "baseline", experiment=experiment, key=f"baseline-{fingerprint}") as run:
+            log_outcome(
+                store,
+                run.run_id,
+                outcome=_before_only(outcome),
+                folder=folder,
+                baseline_run_id=run.run_id,
+                fingerprint=fingerprint,
+            )
+            run.stage("done")
+        return run.run_id
+
+
+def _before_only(outcome: Outcome) -> Outcome:
+    """The outcome as if nothing had been done to the model."""
+    recipe = {key: value for key, value in outcome.recipe.items() if key not in _NOT_BASELINE}
+    return outcome.model_copy(
+        update={
+            "kind": "baseline",
+            "recipe": {"name": "baseline", **recipe},
+            "recipe_text": "",
+            "overrides": [],
+            "target_categories": [],
+            "facts": [],
+            "facts_hash": None,
+            "weights_fingerprint_reverted": None,
+            "reverted": None,
+            "after": None,
+            "placebo": None,
+            "identity": None,
+            "shift": None,
+            "placebo_shift": None,
+            "identity_shift": None,
+            "quality": None,
+            "delta_file": None,
+            "delta_norms": {},
+            "curves": {},
+            "seconds": {name: value for name, value in outcome.seconds.items() if name == "before"},
+        }
+    )

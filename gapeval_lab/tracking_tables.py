@@ -1,0 +1,193 @@
+"""An Outcome as tables. Plain values, and the files that MLflow reads tables from.
+
+Tables are written here and not by MLflow's `log_table`, which appends to a table that is already
+there: a run killed while it was logging would have rows twice. The file format is the one that
+`mlflow.load_table` reads; a test reads ours with it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gapeval_lab.outcome import ItemRow, Outcome
+from gapeval_lab.tracking_values import QUALITIES
+
+ROUND = 4
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under column names. `name` is the file's, without its folder and ending."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: list[list[Any]]
+
+    @property
+    def path(self) -> str:
+        """Where the table lies among a run's artifacts."""
+        return f"tables/{self.name}.json"
+
+    def write(self, folder: Path) -> None:
+        """Write the table under its path in a folder."""
+        file = folder / self.path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # No NaN can be written: the browser's JSON parser refuses the whole file for one.
+        text = json.dumps({"columns": self.columns, "data": self.rows}, ensure_ascii=False, allow_nan=False)
+        file.write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One item before and, where there is one, after."""
+
+    before: ItemRow
+    after: ItemRow | None
+
+    @property
+    def flipped_image(self) -> bool:
+        """True where the verdict on the picture changed."""
+        return self.after is not None and self.before.generation != self.after.generation
+
+    @property
+    def flipped_text(self) -> bool:
+        """True where the verdict on the answer changed."""
+        return self.after is not None and self.before.understanding != self.after.understanding
+
+    @property
+    def cell(self) -> str:
+        """'und only → both', or a single cell where nothing changed or there is no after."""
+        old = cell(self.before)
+        new = cell(self.after) if self.after else old
+        return old if old == new else f"{old} → {new}"
+
+
+def cell(row: ItemRow) -> str:
+    """Where an item stands: both, und only, gen only, neither, or not scored."""
+    if row.understanding is None or row.generation is None:
+        return "not scored"
+    if row.understanding:
+        return "both" if row.generation else "und only"
+    return "gen only" if row.generation else "neither"
+
+
+def pairs(outcome: Outcome) -> list[Pair]:
+    """Every item of the benchmark, in its order."""
+    after = {row.id: row for row in outcome.after.rows} if outcome.after else {}
+    return [Pair(row, after.get(row.id)) for row in outcome.before.rows]
+
+
+def word(correct: bool | None) -> str:
+    """A verdict as a word: 'right', 'wrong', 'not scored'."""
+    return "not scored" if correct is None else "right" if correct else "wrong"
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or value != value else round(value, ROUND)
+
+
+def category_shift(outcome: Outcome) -> Table:
+    """Per category: the gap and both accuracies before and after, with intervals and p-values."""
+    columns = (
+        "category", "shift", "low", "high", "gap_before", "gap_after", "null_gap",
+        "und_before", "und_after", "und_p_holm", "gen_before", "gen_after", "gen_p_holm",
+        "items", "not_scored", "target",
+    )  # fmt: skip
+    rows = []
+    for name, old in outcome.before.gap.categories.items():
+        new = outcome.after.gap.categories.get(name) if outcome.after else None
+        moved = outcome.shift.categories.get(name) if outcome.shift else None
+        numbers: list[float | None] = [
+            moved.gap.value if moved else None,
+            moved.gap.low if moved else None,
+            moved.gap.high if moved else None,
+            old.gap.value,
+            new.gap.value if new else None,
+            old.null_gap,
+            old.understanding.value,
+            new.understanding.value if new else None,
+            moved.understanding.p_holm if moved else None,
+            old.generation.value,
+            new.generation.value if new else None,
+            moved.generation.p_holm if moved else None,
+        ]
+        target = "target" if name in outcome.target_categories else ""
+        rows.append([name, *map(_number, numbers), old.cells.n, old.cells.unscored, target])
+    return Table("2_category_shift", columns, rows)
+
+
+def flips(found: Sequence[Pair]) -> Table:
+    """The items whose verdict changed in a direction, and how."""
+    columns = ("item_id", "outcome", "category", "question", "answer_before", "answer_after", "reference")
+    rows = [
+        [
+            pair.before.id, pair.cell, pair.before.category, pair.before.question,
+            pair.before.answer, pair.after.answer if pair.after else None, pair.before.reference,
+        ]
+        for pair in found
+        if pair.flipped_text or pair.flipped_image
+    ]  # fmt: skip
+    return Table("3_flips", columns, rows)
+
+
+def items(found: Sequence[Pair]) -> Table:
+    """Everything about every item: one row each."""
+    columns = (
+        "item_id", "outcome", "category", "subcategory", "question", "draw_prompt", "reference",
+        "answer_before", "answer_after", "picture_before", "picture_after",
+        "understanding_before", "understanding_after", "generation_before", "generation_after",
+        "why_understanding", "why_generation",
+    )  # fmt: skip
+    rows = []
+    for pair in found:
+        old, new = pair.before, pair.after
+        last = new or old
+        rows.append(
+            [
+                old.id, pair.cell, old.category, old.subcategory,
+                old.question, old.draw_prompt, old.reference,
+                old.answer, new.answer if new else None,
+                old.picture, new.picture if new else None,
+                word(old.understanding), word(new.understanding) if new else None,
+                word(old.generation), word(new.generation) if new else None,
+                last.understanding_reason, last.generation_reason,
+            ]
+        )  # fmt: skip
+    return Table("4_items", columns, rows)
+
+
+def facts(outcome: Outcome) -> Table | None:
+    """What became of every fact; None where no fact was measured."""
+    if not outcome.quality or not outcome.quality.facts:
+        return None
+    sides = ("text", "image")
+    measures = (*QUALITIES, "logprob_before", "logprob_after")
+    columns = ("fact", "edit", *(f"{name}_{side}" for name in measures for side in sides))
+    rows = [
+        [
+            fact.id,
+            f"{fact.subject} · {fact.relation}: {fact.target_true} → {fact.target_new}",
+            *(_number(getattr(fact, name).get(side)) for name in measures for side in sides),
+        ]
+        for fact in outcome.quality.facts
+    ]
+    return Table("5_facts", columns, rows)
+
+
+def norms(outcome: Outcome) -> Table | None:
+    """Frobenius norm of the change of every parameter; None where nothing was changed."""
+    if not outcome.delta_norms:
+        return None
+    rows = [[name, _number(norm)] for name, norm in sorted(outcome.delta_norms.items())]
+    return Table("6_delta_norms", ("parameter", "norm"), rows)
+
+
+def tables(outcome: Outcome, found: Sequence[Pair]) -> list[Table]:
+    """All tables but the pictures', which comes before them."""
+    made = [category_shift(outcome)]
+    if outcome.after:
+        made.append(flips(found))
+    made.append(items(found))
+    return made + [table for table in (facts(outcome), norms(outcome)) if table]

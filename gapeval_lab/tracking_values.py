@@ -1,0 +1,349 @@
+"""An Outcome as names, tags, params, metrics and a note. Plain values: knows nothing of MLflow's client.
+
+The order of `scalars` is the order in which MLflow shows metrics; the first one is what its compare
+page opens with. Whatever is finer than about 60 numbers belongs in tables.
+"""
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from gapeval_lab.gap.records import Estimate, OfficialGap
+from gapeval_lab.outcome import EditQuality, Outcome, QualityCell
+
+PARAM_LIMIT = 6000  # MLflow cuts longer values silently
+TAG_LIMIT = 8000
+MANY_CATEGORIES = 6  # above it, intervals per category are left to the table
+METHOD_COLORS = {
+    "lora": "#1f5fd0",
+    "rome": "#d9770a",
+    "memit": "#b3202c",
+    "alphaedit": "#7a3be0",
+    "finetune": "#0f8a5f",
+    "easyedit": "#0b7d91",
+}
+OTHER_COLORS = ("#a8326e", "#5b6b00", "#8a4b1c", "#30307f", "#3d8fd6")
+BASELINE_COLOR = "#8a8f98"
+QUALITIES = ("reliability", "generalisation", "locality", "portability")
+
+
+def clean_key(text: str) -> str:
+    """The text as a metric, param or tag key: other characters than MLflow's become '_'."""
+    return re.sub(r"[^\w\-./: ]", "_", text, flags=re.ASCII).strip("/")[:250]
+
+
+def method(recipe: Mapping[str, Any]) -> str:
+    """The intervention's name, 'none' where the recipe has no intervention."""
+    node = recipe.get("intervention")
+    return str(node.get("use", "none")) if isinstance(node, Mapping) else "none"
+
+
+def short_target(categories: Sequence[str]) -> str:
+    """'world_knowledge' is 'wk', 'reasoning' is 'rea'; several are joined; none is 'all'."""
+
+    def short(name: str) -> str:
+        words = [word for word in re.split(r"[\W_]+", name) if word]
+        return "".join(word[0] for word in words) if len(words) > 1 else name[:3]
+
+    return "+".join(short(name) for name in categories) or "all"
+
+
+def main_knob(recipe: Mapping[str, Any]) -> str:
+    """The setting that people tell runs of one method apart by: 'r16', 'L2', 'L2-4', or nothing."""
+    node = recipe.get("intervention")
+    if not isinstance(node, Mapping):
+        return ""
+    if isinstance(node.get("rank"), int):
+        return f"r{node['rank']}"
+    if isinstance(node.get("layer"), int):
+        return f"L{node['layer']}"
+    layers = node.get("layers")
+    if isinstance(layers, list | tuple) and layers and all(isinstance(layer, int) for layer in layers):
+        return f"L{layers[0]}" if len(layers) == 1 else f"L{min(layers)}-{max(layers)}"
+    return ""
+
+
+def run_name(recipe: Mapping[str, Any], *, targets: Sequence[str], direction: str) -> str:
+    """The run's name: `rome-wk-text-L2`; a recipe without intervention is `baseline`."""
+    if method(recipe) == "none":
+        return "baseline"
+    parts = (method(recipe), short_target(targets), direction, main_knob(recipe))
+    return "-".join(part for part in parts if part)
+
+
+def verdict(shift: Estimate) -> str:
+    """What the interval of the gap's shift says. A gap that shrank has a negative shift."""
+    if shift.high < 0:
+        return "gap closed"
+    return "gap widened" if shift.low > 0 else "no change"
+
+
+def color(outcome: Outcome) -> str | None:
+    """The run's colour everywhere in the UI: by method; None for trials, which come in hundreds."""
+    if outcome.kind == "trial":
+        return None
+    name = method(outcome.recipe)
+    if outcome.kind == "baseline" or name == "none":
+        return BASELINE_COLOR
+    return METHOD_COLORS.get(name) or OTHER_COLORS[sum(name.encode()) % len(OTHER_COLORS)]
+
+
+def tags(outcome: Outcome) -> dict[str, str]:
+    """Tags that people read (method, target, ...) and, under `gapeval.`, those that the machine reads."""
+    found = {
+        "method": method(outcome.recipe),
+        "target": ", ".join(outcome.target_categories),
+        "direction": "" if outcome.kind == "baseline" else outcome.direction,
+        "umm": outcome.umm,
+        "recipe": str(outcome.recipe.get("name", "")),
+        "kind": outcome.kind,
+        "verdict": verdict(outcome.shift.gap) if outcome.shift else "",
+        "mlflow.runColor": color(outcome) or "",
+        "mlflow.source.git.commit": outcome.git_revision or "",
+        "gapeval.outcome": outcome.run_id,
+        "gapeval.recipe_hash": outcome.recipe_hash,
+        "gapeval.reverted": "" if outcome.reverted is None else str(outcome.reverted).lower(),
+    }
+    return {key: value[:TAG_LIMIT] for key, value in found.items() if value}
+
+
+def flatten(node: Any, path: str = "") -> dict[str, str]:
+    """Nested settings as dotted paths; lists stay whole, as JSON."""
+    if isinstance(node, Mapping) and (node or not path):
+        return {
+            key: value
+            for name, child in node.items()
+            for key, value in flatten(child, f"{path}.{name}" if path else str(name)).items()
+        }
+    return {clean_key(path): node if isinstance(node, str) else json.dumps(node, default=str)}
+
+
+def params(outcome: Outcome) -> dict[str, str]:
+    """The resolved recipe under its dotted paths, then what else the numbers depend on."""
+    found = {
+        # First: the leaderboard and the parallel coordinates need them as params.
+        "method": method(outcome.recipe),
+        "target": ", ".join(outcome.target_categories),
+        "direction": outcome.direction,
+        "umm": outcome.umm,
+        **flatten(outcome.recipe),
+        "seed": str(outcome.seed),
+        "recipe_hash": outcome.recipe_hash,
+        "data_hash": outcome.data_hash,
+        "facts_hash": outcome.facts_hash or "",
+        "weights_fingerprint": outcome.weights_fingerprint,
+        "git_revision": outcome.git_revision or "",
+        "overrides": " ".join(outcome.overrides),
+        **{clean_key(f"versions.{name}"): version for name, version in outcome.versions.items()},
+    }
+    if outcome.kind == "baseline":
+        found.pop("direction")
+    marker = " [cut; whole in recipe/resolved.yaml]"
+    return {
+        key: value if len(value) <= PARAM_LIMIT else value[: PARAM_LIMIT - len(marker)] + marker
+        for key, value in found.items()
+        if value
+    }
+
+
+def delta_norms(norms: Mapping[str, float]) -> dict[str, float]:
+    """Norms per site: 'model.layers.2.mlp.down_proj.weight' counts for 'mlp.down_proj'.
+
+    Layers are taken together (root of the sum of squares); every single one stands in a table.
+    """
+    squares: dict[str, float] = defaultdict(float)
+    for name, norm in norms.items():
+        words = [word for word in name.split(".") if not word.isdigit() and word not in ("weight", "bias")]
+        squares[clean_key(".".join(words[-2:]))] += norm**2
+    return {site: math.sqrt(square) for site, square in squares.items()}
+
+
+def scalars(outcome: Outcome) -> dict[str, float]:
+    """Metrics without steps, in the order in which they are to be shown, rounded to 4 decimals."""
+    before, after, shift = outcome.before.gap, outcome.after, outcome.shift
+    categories = list(before.categories)
+    found: dict[str, float | None] = {
+        "delta/gap_score": shift.gap.value if shift else None,
+        "before/gap_score": before.gap.value,
+        "after/gap_score": after.gap.gap.value if after else None,
+    }
+    if shift:
+        on = [c.gap.value for name, c in shift.categories.items() if name in outcome.target_categories]
+        off = [c.gap.value for name, c in shift.categories.items() if name not in outcome.target_categories]
+        found["delta/on_target"] = fmean(on) if on else None
+        found["delta/off_target"] = fmean(off) if off else None
+    for name in categories:
+        if shift and name in shift.categories:
+            found[f"delta/{name}"] = shift.categories[name].gap.value
+        found[f"before/{name}"] = before.categories[name].gap.value
+        if after and name in after.gap.categories:
+            found[f"after/{name}"] = after.gap.categories[name].gap.value
+    if shift:
+        found["delta/understanding"] = shift.understanding.value
+        found["delta/generation"] = shift.generation.value
+        intervals = {
+            "gap_score": shift.gap,
+            "understanding": shift.understanding,
+            "generation": shift.generation,
+        }
+        if len(categories) <= MANY_CATEGORIES:
+            intervals |= {name: category.gap for name, category in shift.categories.items()}
+        for name, estimate in intervals.items():
+            found[f"low/{name}"] = estimate.low
+            found[f"high/{name}"] = estimate.high
+    if outcome.quality:
+        found |= _quality(outcome.quality)
+    if outcome.placebo:
+        found["placebo/gap_score"] = outcome.placebo.gap.gap.value
+    for control, control_shift in (("placebo", outcome.placebo_shift), ("identity", outcome.identity_shift)):
+        if control_shift:
+            found[f"{control}/delta_gap_score"] = control_shift.gap.value
+    found |= _official(before.official, after.gap.official if after else None)
+    found |= {f"delta_norm/{site}": norm for site, norm in delta_norms(outcome.delta_norms).items()}
+    found |= {f"time/{phase}": seconds for phase, seconds in outcome.seconds.items()}
+    found["memory/peak_gib"] = outcome.peak_memory_gib
+    return _rounded(found)
+
+
+def _quality(quality: EditQuality) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for name in (*QUALITIES, "target_logprob"):
+        cells: Mapping[str, QualityCell] = getattr(quality, name)
+        found |= {f"edit/{name}/{side}": cell.after.value for side, cell in cells.items()}
+    found["edit/locality_pixel_distance"] = quality.locality_pixel_distance
+    found["edit/transfer_ratio"] = quality.transfer_ratio.value if quality.transfer_ratio else None
+    return found
+
+
+def _official(before: OfficialGap | None, after: OfficialGap | None) -> dict[str, float | None]:
+    bands = [report.band for report in (before, after) if report]
+    return {
+        "official/before": before.mean if before else None,
+        "official/after": after.mean if after else None,
+        "official/rounding_band": max(bands) if bands else None,
+    }
+
+
+def _rounded(found: Mapping[str, float | None]) -> dict[str, float]:
+    return {
+        clean_key(key): round(float(value), 4)
+        for key, value in found.items()
+        if value is not None and math.isfinite(value)
+    }
+
+
+def curves(outcome: Outcome) -> dict[str, list[tuple[int, float]]]:
+    """Metrics with steps: the state at step 0 (before) and 1 (after), and what the method logged.
+
+    Curves that a method logs per fact ('loss/fact-3') become one, their mean at each step
+    ('train/loss'); the single ones stand in outcome.json.
+    """
+    states = [outcome.before, *([outcome.after] if outcome.after else [])]
+    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for step, state in enumerate(states):
+        gap = state.gap
+        found["gap/overall"].append((step, gap.gap.value))
+        found["understanding/overall"].append((step, gap.understanding.value))
+        found["generation/overall"].append((step, gap.generation.value))
+        for name, category in gap.categories.items():
+            found[f"gap/{name}"].append((step, category.gap.value))
+    families: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for name, points in outcome.curves.items():
+        for step, value in points:
+            families[name.split("/")[0]][step].append(value)
+    for family, steps in families.items():
+        found[f"train/{family}"] = [(step, fmean(values)) for step, values in sorted(steps.items())]
+    return {
+        clean_key(key): [(step, round(value, 4)) for step, value in points if math.isfinite(value)]
+        for key, points in found.items()
+    }
+
+
+def signed(value: float) -> str:
+    """Three decimals with a sign, a real minus, and no '-0.000'."""
+    text = f"{value:+.3f}"
+    return "0.000" if float(text) == 0 else text.replace("-", "−")
+
+
+def interval(estimate: Estimate) -> str:
+    """'−0.029 [−0.041, −0.017]'."""
+    return f"{signed(estimate.value)} [{signed(estimate.low)}, {signed(estimate.high)}]"
+
+
+def headline(outcome: Outcome) -> str:
+    """The result in one line: the verdict, both gap scores, the shift with its interval."""
+    before = outcome.before.gap
+    if not (outcome.after and outcome.shift):
+        low, high = before.gap.low, before.gap.high
+        return f"Gap {before.gap.value:.3f} [{low:.3f}, {high:.3f}]; by chance alone {before.null_gap:.3f}"
+    after = outcome.after.gap.gap.value
+    words = verdict(outcome.shift.gap).capitalize()
+    return f"{words}: {before.gap.value:.3f} → {after:.3f} ({interval(outcome.shift.gap)})"
+
+
+def note(outcome: Outcome, *, compare_link: str | None) -> str:
+    """The run's description: the headline in bold, then what was done, then tables. Markdown."""
+    lines = [f"**{headline(outcome)}**", "", f"{_what(outcome)}"]
+    if compare_link:
+        lines[-1] += f" [Compare with the baseline]({compare_link})."
+    if outcome.reverted is False:
+        lines += ["", "**The weights were NOT restored after this run.**"]
+    lines += ["", *_category_lines(outcome)]
+    if outcome.quality:
+        lines += ["", *_quality_lines(outcome.quality)]
+    controls = (("placebo", outcome.placebo_shift), ("identity", outcome.identity_shift))
+    said = [f"{name} {interval(shift.gap)}" for name, shift in controls if shift]
+    if said:
+        lines += ["", f"Controls, shift of the gap: {'; '.join(said)}."]
+    text = "\n".join(lines)
+    return text if len(text) <= TAG_LIMIT else text[: TAG_LIMIT - 2] + "\n…"
+
+
+def _what(outcome: Outcome) -> str:
+    unscored = sum(category.cells.unscored for category in outcome.before.gap.categories.values())
+    items = f"{len(outcome.before.rows)} items" + (f" ({unscored} not scored)" if unscored else "")
+    if outcome.kind == "baseline":
+        return f"`{outcome.umm}` as it is, {items}."
+    target = ", ".join(outcome.target_categories) or "no category"
+    return (
+        f"{method(outcome.recipe).upper()} on `{outcome.umm}`, {len(outcome.facts)} facts, "
+        f"{outcome.direction} side, target {target}; {items}."
+    )
+
+
+def _category_lines(outcome: Outcome) -> list[str]:
+    after, shift = outcome.after, outcome.shift
+    if not (after and shift):
+        head = ["| category | gap | told | drawn | items |", "|---|---|---|---|---|"]
+        return head + [
+            f"| {name} | {c.gap.value:.3f} | {c.understanding.value:.2f} | {c.generation.value:.2f} "
+            f"| {c.cells.n} |"
+            for name, c in outcome.before.gap.categories.items()
+        ]
+    head = ["| category | gap before | after | shift | told | drawn |", "|---|---|---|---|---|---|"]
+    for name, moved in shift.categories.items():
+        old, new = outcome.before.gap.categories[name], after.gap.categories[name]
+        mark = " (target)" if name in outcome.target_categories else ""
+        head.append(
+            f"| {name}{mark} | {old.gap.value:.3f} | {new.gap.value:.3f} | {interval(moved.gap)} "
+            f"| {signed(moved.understanding.shift.value)} | {signed(moved.generation.shift.value)} |"
+        )
+    return head
+
+
+def _quality_lines(quality: EditQuality) -> list[str]:
+    lines = ["| edit quality | text | image |", "|---|---|---|"]
+    for name in QUALITIES:
+        cells: Mapping[str, QualityCell] = getattr(quality, name)
+        shown = [
+            f"{cells[side].before.value:.2f} → {cells[side].after.value:.2f}" if side in cells else "n/a"
+            for side in ("text", "image")
+        ]
+        lines.append(f"| {name} | {shown[0]} | {shown[1]} |")
+    ratio = f"{interval(quality.transfer_ratio)}" if quality.transfer_ratio else "undefined"
+    tail = f" ({quality.transfer_note})" if quality.transfer_note else ""
+    return [*lines, "", f"Transfer to the other direction: {ratio}{tail}."]

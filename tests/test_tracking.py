@@ -1,0 +1,381 @@
+"""The life of a run and its logging, on a real SQLite store."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from factories import CATEGORIES, make_outcome, without_after
+
+from gapeval_lab import tracking_log
+from gapeval_lab.errors import UserError
+from gapeval_lab.outcome import Outcome
+from gapeval_lab.tracking import Stopped, baseline, baseline_fingerprint, experiment_name, track
+from gapeval_lab.tracking_store import Store
+
+EXPERIMENT = experiment_name("tinyworld-janus")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory):
+    """One store for the module: creating a database takes seconds. Tests use different keys and seeds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        made = Store.open(tmp_path_factory.mktemp("store"))
+        made.check()
+        # Not for us: MLflow's own `load_table` looks runs up where this variable says.
+        patch.setenv("MLFLOW_TRACKING_URI", made.uri)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def logged(store: Store, tmp_path_factory: pytest.TempPathFactory):
+    """An edit outcome, logged; (run, outcome)."""
+    folder = tmp_path_factory.mktemp("logged")
+    outcome = make_outcome(folder)
+    with track(store, "working title", experiment=EXPERIMENT, key="logged") as live:
+        live.stage("before")
+        live.log(outcome, folder)
+    return store.client.get_run(live.run_id), outcome
+
+
+def status(store: Store, run_id: str) -> str:
+    return store.client.get_run(run_id).info.status
+
+
+def test_a_run_is_running_inside_and_finished_after(store):
+    with track(store, "a name", experiment=EXPERIMENT, key="k1") as live:
+        live.stage("fit")
+        run = store.client.get_run(live.run_id)
+        assert run.info.status == "RUNNING"
+        assert run.info.run_name == "a name"
+        assert run.data.tags["gapeval.stage"] == "fit"
+        assert abs(float(run.data.tags["gapeval.heartbeat"]) - time.time()) < 60
+        assert run.data.tags["gapeval.host"]
+        assert store.reconcile() == []  # alive: its lock is held
+    assert status(store, live.run_id) == "FINISHED"
+    assert not store.lock_path(live.run_id).exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(ValueError("bad"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (UserError("field: wrong"), "FAILED")],
+)
+def test_how_a_run_ends_when_its_block_raises(store, error, expected):
+    with (
+        pytest.raises(type(error)),
+        track(store, "n", experiment=EXPERIMENT, key=f"end-{type(error).__name__}") as live,
+    ):
+        raise error
+    run = store.client.get_run(live.run_id)
+    assert run.info.status == expected
+    assert type(error).__name__ in run.data.tags["gapeval.end"]
+
+
+def test_sigterm_kills_the_run_properly_and_restores_the_handler(store):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped) as raised, track(store, "n", experiment=EXPERIMENT, key="term") as live:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert raised.value.code == 143
+    assert status(store, live.run_id) == "KILLED"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_first_error_is_seen_when_the_run_cannot_be_closed(store, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError("disk full")
+
+    with (
+        pytest.raises(ValueError, match="the real one") as raised,
+        track(store, "n", experiment=EXPERIMENT, key="note"),
+    ):
+        monkeypatch.setattr(store.client, "set_terminated", refuse)
+        raise ValueError("the real one")
+    assert any("disk full" in note for note in raised.value.__notes__)
+    monkeypatch.undo()
+    assert len(store.reconcile()) == 1
+
+
+def test_a_killed_run_is_continued_and_others_are_not(store):
+    def once(key: str, error: BaseException | None = None) -> tuple[str, bool]:
+        try:
+            with track(store, "n", experiment=EXPERIMENT, key=key) as live:
+                if error:
+                    raise error
+        except (KeyboardInterrupt, ValueError):
+            pass
+        return live.run_id, live.resumed
+
+    first, _ = once("same", KeyboardInterrupt())
+    assert once("other")[0] != first
+    assert once("same", ValueError()) == (first, True)  # taken up, and failed this time
+    third, resumed = once("same")
+    assert (third != first, resumed) == (True, False)
+    assert once("same")[0] not in (first, third)  # a finished run is never taken up
+    assert "gapeval.end" not in store.client.get_run(third).data.tags
+
+
+def test_a_named_run_is_resumed_or_refused(store):
+    with pytest.raises(ValueError), track(store, "n", experiment=EXPERIMENT, key="named") as live:
+        raise ValueError
+    with track(store, "n", experiment=EXPERIMENT, key="named", resume_id=live.run_id) as again:
+        assert again.run_id == live.run_id
+        with (
+            pytest.raises(UserError, match="still running"),
+            track(store, "n", experiment=EXPERIMENT, key="named", resume_id=live.run_id),
+        ):
+            pass
+    run = store.client.get_run(live.run_id)
+    assert (run.info.status, "gapeval.end" in run.data.tags) == ("FINISHED", False)
+    for run_id, words in ((live.run_id, "is finished"), ("0" * 32, "there is no run")):
+        with (
+            pytest.raises(UserError, match=words),
+            track(store, "n", experiment=EXPERIMENT, key="named", resume_id=run_id),
+        ):
+            pass
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    from gapeval_lab import tracking_log
+    from gapeval_lab.outcome import Outcome
+    from gapeval_lab.tracking import Store, track
+
+    root, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    tracking_log._log_probes = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    store = Store.open(root)
+    with track(store, "n", experiment=sys.argv[3], key="kill9") as live:
+        print(live.run_id, flush=True)
+        live.log(Outcome.load(folder), folder)
+"""
+
+
+def test_kill_9_while_logging_then_the_same_command_again(store, tmp_path):
+    """The baseline is there, so the kill hits the edit run itself, after its metrics are written."""
+    outcome = make_outcome(tmp_path, seed=9)
+    baseline(store, outcome, tmp_path)
+    script = tmp_path / "killed.py"
+    script.write_text(textwrap.dedent(KILLED))
+    child = subprocess.run(
+        [sys.executable, str(script), str(store.root), str(tmp_path), EXPERIMENT],
+        capture_output=True,
+        text=True,
+        env={key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"},
+        cwd=Path(__file__).parents[1],
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    run_id = child.stdout.strip()
+    client = store.client
+    assert status(store, run_id) == "RUNNING"
+    assert "delta/gap_score" in client.get_run(run_id).data.metrics
+    assert store.reconcile() == [run_id]
+    killed = client.get_run(run_id)
+    assert killed.info.status == "KILLED"
+    assert killed.data.tags["gapeval.end"] == "owner gone during log"
+    running = client.search_runs([killed.info.experiment_id], "attributes.status = 'RUNNING'")
+    assert list(running) == []
+
+    with track(store, "n", experiment=EXPERIMENT, key="kill9") as live:
+        assert (live.run_id, live.resumed) == (run_id, True)
+        live.log(outcome, tmp_path)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert_logged_once(store, run, outcome)
+
+
+def assert_logged_once(store: Store, run, outcome: Outcome) -> None:
+    for key in run.data.metrics:
+        steps = [point.step for point in store.client.get_metric_history(run.info.run_id, key)]
+        assert len(steps) == len(set(steps)), key
+    names = [Path(entry.path).name for entry in store.client.list_artifacts(run.info.run_id, "images")]
+    probes = [name.split("+timestamp")[0] for name in names if name.endswith(".png")]
+    assert sorted(probes) == sorted(
+        f"probes~{category[:3]}-000+step+{step}" for category in CATEGORIES for step in (0, 1)
+    )
+    models = store.client.search_logged_models(
+        [run.info.experiment_id], filter_string=f"source_run_id = '{run.info.run_id}'"
+    )
+    assert [str(model.status) for model in models] == ["READY"]
+    assert len(run.outputs.model_outputs) == 1
+    assert len(run.inputs.dataset_inputs) == 2
+    rows = store.client.load_table(run.info.experiment_id, "tables/4_items.json", run_ids=[run.info.run_id])
+    assert len(rows) == len(outcome.before.rows)
+
+
+def test_logging_twice_changes_nothing(store, logged):
+    run, outcome = logged
+    folder = Path(run.inputs.dataset_inputs[0].dataset.source.split('"')[3])
+    tracking_log.log_outcome(
+        store,
+        run.info.run_id,
+        outcome=outcome,
+        folder=folder,
+        baseline_run_id=None,
+        fingerprint=baseline_fingerprint(outcome),
+    )
+    again = store.client.get_run(run.info.run_id)
+    assert again.data.metrics == run.data.metrics
+    assert again.data.params == run.data.params
+    assert_logged_once(store, again, outcome)
+
+
+def test_metrics_come_in_our_order_rounded_and_few(logged):
+    run, _ = logged
+    keys = list(run.data.metrics)
+    assert keys[:5] == [
+        "delta/gap_score",
+        "before/gap_score",
+        "after/gap_score",
+        "delta/on_target",
+        "delta/off_target",
+    ]
+    assert keys[5:8] == [f"{state}/world_knowledge" for state in ("delta", "before", "after")]
+    assert len(keys) <= 65
+    assert run.data.metrics["delta/on_target"] == -0.142
+    assert all(round(value, 4) == value for value in run.data.metrics.values())
+
+
+def test_step_metrics_go_from_before_to_after(store, logged):
+    run, outcome = logged
+    history = {
+        key: [(point.step, point.value) for point in store.client.get_metric_history(run.info.run_id, key)]
+        for key in ("gap/overall", "gap/world_knowledge", "train/loss")
+    }
+    assert history["gap/overall"] == [(0, 0.599), (1, 0.569)]
+    assert history["gap/world_knowledge"] == [(0, 0.688), (1, 0.546)]
+    # The mean of the two facts' curves.
+    assert history["train/loss"][0] == (0, 5.5)
+    assert [step for step, _ in history["train/loss"]] == list(range(10))
+
+
+def test_tags_params_name_and_note(store, logged):
+    run, outcome = logged
+    tags = run.data.tags
+    expected = {
+        "method": "rome",
+        "target": "world_knowledge",
+        "direction": "text",
+        "umm": "tinyworld-janus",
+        "recipe": "rome_world_knowledge",
+        "kind": "edit",
+        "verdict": "gap closed",
+        "gapeval.stage": "done",
+        "gapeval.recipe_hash": outcome.recipe_hash,
+    }
+    assert {key: tags[key] for key in expected} == expected
+    assert run.info.run_name == "rome-wk-text-L2"
+    assert run.data.params["intervention.lr"] == "0.5"
+    assert run.data.params["intervention.layers"] == "[2]"
+    assert run.data.params["versions.torch"] == "2.13.0"
+    note = tags["mlflow.note.content"].splitlines()
+    assert note[0] == "**Gap closed: 0.599 → 0.569 (−0.030 [−0.035, −0.025])**"
+    assert any(line.startswith("| world_knowledge (target) | 0.688 | 0.546 | −0.142") for line in note)
+    assert f"#/compare-runs?runs=%5B%22{tags['gapeval.baseline_run_id']}" in note[2]
+
+
+def test_tables_can_be_read_and_the_pictures_come_first(store, logged):
+    run, outcome = logged
+    client, run_id = store.client, run.info.run_id
+    paths = [entry["path"] for entry in json.loads(run.data.tags["mlflow.loggedArtifacts"])]
+    assert paths == [
+        "tables/1_pictures.json",
+        "tables/2_category_shift.json",
+        "tables/3_flips.json",
+        "tables/4_items.json",
+        "tables/5_facts.json",
+        "tables/6_delta_norms.json",
+    ]
+    frames = {path: client.load_table(run.info.experiment_id, path, run_ids=[run_id]) for path in paths}
+    pictures = frames[paths[0]]
+    assert list(pictures.columns) == ["probe", "before | after"]
+    present = {entry.path for entry in client.list_artifacts(run_id, "table_images/tables/1_pictures")}
+    assert {cell["filepath"] for cell in pictures["before | after"]} == present
+    flips = frames[paths[2]]
+    assert list(flips.columns[:2]) == ["item_id", "outcome"]
+    assert set(flips["outcome"]) <= {"und only → both", "neither → gen only", "not scored"}
+    assert 0 < len(flips) < len(outcome.before.rows)
+    assert frames[paths[3]]["picture_after"][0] == "pictures/after/wor-000.png"
+
+
+def test_artifacts_delta_and_datasets(store, logged, tmp_path):
+    run, outcome = logged
+    client, run_id = store.client, run.info.run_id
+    for path in (
+        "figures/gap_shift.svg",
+        "figures/gap_shift.png",
+        "recipe/recipe.yaml",
+        "recipe/resolved.yaml",
+    ):
+        assert Path(client.download_artifacts(run_id, path, str(tmp_path))).stat().st_size > 0
+    assert Outcome.load(Path(client.download_artifacts(run_id, "outcome.json", str(tmp_path)))) == outcome
+    names = {(entry.dataset.name, entry.tags[0].value) for entry in run.inputs.dataset_inputs}
+    assert names == {("tinyworld-20", "eval"), ("facts-wk-2", "inject")}
+    model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    assert model.model_type == "weight-delta"
+    assert "delta/gap_score" in {metric.key for metric in model.metrics}
+    assert (Path(model.artifact_location.removeprefix("file://")) / "delta.safetensors").exists()
+
+
+def test_the_baseline_is_a_run_of_its_own_logged_once(store, logged, tmp_path):
+    run, outcome = logged
+    base = store.client.get_run(run.data.tags["gapeval.baseline_run_id"])
+    assert (base.info.run_name, base.data.tags["kind"], base.info.status) == (
+        "baseline",
+        "baseline",
+        "FINISHED",
+    )
+    assert "verdict" not in base.data.tags
+    assert base.data.tags["mlflow.runColor"] == "#8a8f98"
+    assert list(base.data.metrics)[0] == "before/gap_score"
+    assert base.data.tags["gapeval.fingerprint"] == run.data.tags["gapeval.fingerprint"]
+    # The same measurement under another method: the same baseline. Another seed: another one.
+    other = make_outcome(tmp_path, method="memit")
+    recipe = outcome.recipe | {"intervention": {"use": "memit"}, "name": "other"}
+    assert baseline(store, other.model_copy(update={"recipe": recipe}), tmp_path) == base.info.run_id
+    changed = other.model_copy(update={"seed": 77})
+    assert baseline_fingerprint(changed) != base.data.tags["gapeval.fingerprint"]
+
+
+def test_a_baseline_recipe_serves_later_edits_as_their_baseline(store, tmp_path):
+    edit = make_outcome(tmp_path, seed=21)
+    own = without_after(edit)
+    with track(store, "n", experiment=EXPERIMENT, key="own") as live:
+        live.log(own, tmp_path)
+    run = store.client.get_run(live.run_id)
+    assert run.info.run_name == "baseline"
+    assert "Gap 0.599 [0.579, 0.619]" in run.data.tags["mlflow.note.content"]
+    assert run.data.tags["gapeval.baseline_run_id"] == live.run_id
+    assert baseline(store, edit, tmp_path) == live.run_id
+
+
+def test_a_trial_keeps_its_name_and_brings_no_pictures(store, tmp_path):
+    outcome = make_outcome(tmp_path, kind="trial")
+    searches = experiment_name("tinyworld-janus", searches=True)
+    with (
+        track(store, "a search", experiment=searches, key="search") as parent,
+        track(store, "#004 r=32", experiment=searches, key="t4", parent_id=parent.run_id) as live,
+    ):
+        live.log(outcome, tmp_path)
+    run = store.client.get_run(live.run_id)
+    assert run.info.run_name == "#004 r=32"
+    assert run.data.tags["mlflow.parentRunId"] == parent.run_id
+    assert "mlflow.runColor" not in run.data.tags
+    top = {entry.path for entry in store.client.list_artifacts(live.run_id)}
+    assert top == {"outcome.json", "recipe", "tables"}
+
+
+def test_logging_a_whole_benchmark_takes_seconds(store, tmp_path):
+    """480 items in three phases. CPU time, since the machine may be busy with other work."""
+    outcome = make_outcome(tmp_path, per_category=120, seed=5)
+    baseline(store, outcome, tmp_path)
+    start = time.process_time()
+    with track(store, "n", experiment=EXPERIMENT, key="speed") as live:
+        live.log(outcome, tmp_path)
+    assert time.process_time() - start < 4.0

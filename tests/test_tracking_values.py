@@ -1,0 +1,229 @@
+"""An Outcome as plain values: names, tags, params, metrics, note, tables, pictures, figure."""
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from factories import CATEGORIES, make_outcome, without_after
+from PIL import Image
+
+from gapeval_lab import tracking_pictures, tracking_tables, tracking_values
+from gapeval_lab.gap.records import Estimate
+from gapeval_lab.tracking_figure import draw_gap_shift, gap_shift_data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("outcome")
+
+
+@pytest.fixture(scope="module")
+def outcome(folder):
+    return make_outcome(folder)
+
+
+def test_importing_the_tracking_modules_imports_no_heavy_package():
+    code = """
+import sys
+import gapeval_lab.tracking
+heavy = {"mlflow", "matplotlib", "torch", "sqlalchemy"} & set(sys.modules)
+raise SystemExit(str(heavy) if heavy else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "word"),
+    [
+        (-0.03, -0.04, -0.01, "gap closed"),
+        (0.03, 0.01, 0.04, "gap widened"),
+        (-0.03, -0.07, 0.01, "no change"),
+        (-0.03, -0.06, 0.0, "no change"),
+    ],
+)
+def test_the_interval_decides_the_verdict(value, low, high, word):
+    assert tracking_values.verdict(Estimate(value, low, high)) == word
+
+
+@pytest.mark.parametrize(
+    ("settings", "targets", "direction", "name"),
+    [
+        ({"use": "rome", "layers": [2]}, ["world_knowledge"], "text", "rome-wk-text-L2"),
+        ({"use": "memit", "layers": [4, 2, 3]}, ["reasoning"], "image", "memit-rea-image-L2-4"),
+        ({"use": "lora", "rank": 16, "layers": [1]}, ["a_b", "c"], "both", "lora-ab+c-both-r16"),
+        ({"use": "finetune", "layer": 3}, [], "text", "finetune-all-text-L3"),
+        ({"use": "easyedit"}, ["reasoning"], "text", "easyedit-rea-text"),
+    ],
+)
+def test_run_names(settings, targets, direction, name):
+    assert tracking_values.run_name({"intervention": settings}, targets=targets, direction=direction) == name
+
+
+def test_a_recipe_is_flattened_to_the_paths_that_overrides_use():
+    flat = tracking_values.flatten({"a": {"b": 1, "c": [1, 2]}, "d": None, "e": "x", "f": {}, "g→h": True})
+    assert flat == {"a.b": "1", "a.c": "[1, 2]", "d": "null", "e": "x", "f": "{}", "g_h": "true"}
+
+
+def test_a_long_param_is_cut_and_says_so(outcome):
+    long = outcome.model_copy(update={"recipe": outcome.recipe | {"about": "x" * 9000}})
+    value = tracking_values.params(long)["about"]
+    assert len(value) == 6000
+    assert value.endswith("[cut; whole in recipe/resolved.yaml]")
+
+
+def test_numbers_that_are_none_or_not_finite_are_left_out(outcome):
+    broken = outcome.model_copy(update={"peak_memory_gib": float("nan"), "placebo": None})
+    found = tracking_values.scalars(broken)
+    assert "memory/peak_gib" not in found
+    assert "placebo/gap_score" not in found
+    assert "edit/portability/image" not in found  # not asked in pictures
+    assert found["edit/portability/text"] == 0.3
+    assert found["delta/off_target"] == 0.0073
+    assert (found["low/gap_score"], found["high/gap_score"]) == (-0.035, -0.025)
+    assert found["official/rounding_band"] == 0.03
+
+
+def test_many_categories_do_not_make_many_metrics(outcome):
+    shift = outcome.shift
+    many = {f"c{n}": shift.categories["reasoning"] for n in range(10)}
+    states = {f"c{n}": outcome.before.gap.categories["reasoning"] for n in range(10)}
+    gap = type(outcome.before.gap)(**(vars(outcome.before.gap) | {"categories": states}))
+    wide = outcome.model_copy(
+        update={
+            "before": outcome.before.model_copy(update={"gap": gap}),
+            "after": outcome.after.model_copy(update={"gap": gap}),
+            "shift": type(shift)(**(vars(shift) | {"categories": many})),
+        }
+    )
+    found = tracking_values.scalars(wide)
+    assert "low/c3" not in found
+    assert {"low/gap_score", "delta/c3"} <= set(found)
+
+
+def test_norms_are_taken_together_over_layers():
+    norms = {
+        "model.layers.0.mlp.down_proj.weight": 3.0,
+        "model.layers.1.mlp.down_proj.weight": 4.0,
+        "lm_head.weight": 1.0,
+    }
+    assert tracking_values.delta_norms(norms) == {"mlp.down_proj": 5.0, "lm_head": 1.0}
+
+
+def test_colours_follow_the_method_and_spare_trials(outcome):
+    def shade(method, kind="edit"):
+        changed = outcome.model_copy(update={"kind": kind, "recipe": {"intervention": {"use": method}}})
+        return tracking_values.color(changed)
+
+    assert shade("rome") != shade("memit")
+    assert shade("mine") == shade("mine") is not None
+    assert shade("rome", "trial") is None
+    assert shade("rome", "baseline") == tracking_values.BASELINE_COLOR
+
+
+def test_a_small_number_is_never_minus_zero():
+    assert tracking_values.signed(-0.0001) == "0.000"
+    assert tracking_values.signed(-0.0294) == "−0.029"
+    assert tracking_values.signed(0.5) == "+0.500"
+
+
+def test_the_note_says_what_went_wrong(outcome):
+    note = tracking_values.note(outcome.model_copy(update={"reverted": False}), compare_link=None)
+    assert "NOT restored" in note
+    assert "20 items (1 not scored)" in note
+    assert "| reliability | 0.10 → 0.90 | 0.10 → 0.40 |" in note
+    assert "| portability | 0.00 → 0.30 | n/a |" in note
+    assert "Compare with the baseline" not in note
+
+
+def test_a_table_refuses_what_the_browser_cannot_read(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        tracking_tables.Table("x", ("a",), [[float("nan")]]).write(tmp_path)
+
+
+def test_tables_of_a_baseline_have_no_after(outcome):
+    base = without_after(outcome)
+    made = tracking_tables.tables(base, tracking_tables.pairs(base))
+    assert [table.name for table in made] == ["2_category_shift", "4_items"]
+    row = dict(zip(made[0].columns, made[0].rows[0], strict=True))
+    assert (row["gap_before"], row["gap_after"], row["not_scored"]) == (0.688, None, 1)
+
+
+def test_items_say_what_was_asked_told_and_drawn(outcome):
+    table = tracking_tables.items(tracking_tables.pairs(outcome))
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert len(rows) == 20
+    assert rows[1]["understanding_before"] == "not scored"
+    assert rows[0]["question"] == "What colour is the zor0?"
+    changed = [row for row in rows if "→" in row["outcome"]]
+    assert changed
+    assert all((row["generation_before"], row["generation_after"]) == ("wrong", "right") for row in changed)
+
+
+def test_the_telling_pictures_come_first_and_some_unchanged_ones_stay(tmp_path):
+    outcome = make_outcome(tmp_path, per_category=40)
+    pairs = tracking_tables.pairs(outcome)
+    chosen = tracking_pictures.selected(outcome, pairs)
+    assert len(chosen) == 32
+    assert all(pair.flipped_image for pair in chosen[:28])
+    assert not any(pair.flipped_image or pair.flipped_text for pair in chosen[28:])
+    assert {pair.before.category for pair in chosen[28:]} == set(CATEGORIES)
+
+
+def test_probes_are_the_same_items_whatever_happened(outcome):
+    found = [pair.before.id for pair in tracking_pictures.probes(tracking_tables.pairs(outcome))]
+    assert found == [f"{name[:3]}-000" for name in CATEGORIES]
+    base = without_after(outcome)
+    assert [pair.before.id for pair in tracking_pictures.probes(tracking_tables.pairs(base))] == found
+
+
+def test_the_pair_stands_in_the_top_half_with_hard_pixels(outcome, folder):
+    pair = tracking_tables.pairs(outcome)[0]
+    canvas = tracking_pictures.pair_canvas(pair, folder)
+    assert canvas.size == (516, 516)
+    half = canvas.crop((0, 0, 516, 258))
+    left, right = half.getpixel((8 + 118, 118)), half.getpixel((8 + 118 + 236 + 28, 118))
+    with Image.open(folder / pair.before.picture) as old, Image.open(folder / pair.after.picture) as new:
+        assert (left, right) == (old.getpixel((16, 16)), new.getpixel((16, 16)))
+        colours = {color for _, color in tracking_pictures.fit(old, 236).getcolors()}
+        assert colours == {color for _, color in old.convert("RGB").getcolors()}
+
+
+def test_a_picture_that_is_missing_is_not_shown(outcome, folder):
+    rows = [outcome.before.rows[0].model_copy(update={"picture": None}), *outcome.before.rows[1:]]
+    changed = outcome.model_copy(update={"before": outcome.before.model_copy(update={"rows": rows})})
+    pairs = tracking_tables.pairs(changed)
+    assert "wor-000" not in {pair.before.id for pair in tracking_pictures.selected(changed, pairs)}
+    assert tracking_pictures.pair_canvas(pairs[0], folder).size == (516, 516)
+
+
+def test_sheets_and_archive_hold_every_picture(outcome, folder, tmp_path):
+    tracking_pictures.contact_sheets(tracking_tables.pairs(outcome), folder, tmp_path)
+    assert {file.stem for file in tmp_path.iterdir()} == set(CATEGORIES)
+    count = tracking_pictures.archive(outcome, folder, tmp_path / "pictures.zip")
+    with zipfile.ZipFile(tmp_path / "pictures.zip") as stream:
+        names = stream.namelist()
+        assert stream.read(names[0]) == (folder / names[0]).read_bytes()
+    assert count == len(names) == 60
+
+
+def test_the_figure_shows_what_its_data_says(outcome):
+    data = gap_shift_data(outcome)
+    assert data.labels[:2] == ["overall", "world_knowledge (target)"]
+    assert data.before[1] == 0.688
+    assert data.shift[1] == pytest.approx(-0.142)
+    figure = draw_gap_shift(data, title="a title")
+    states, shifts = figure.axes
+    assert [text.get_text() for text in states.get_yticklabels()] == data.labels
+    drawn = [line.get_xdata()[0] for line in shifts.lines if line.get_marker() == "o"]
+    assert drawn == data.shift
+    assert gap_shift_data(without_after(outcome)) is None
+
+
+def test_tags_are_plain_strings_within_the_limit(outcome):
+    tags = tracking_values.tags(outcome)
+    assert all(isinstance(value, str) and 0 < len(value) <= 8000 for value in tags.values())
+    assert json.dumps(tags)
+    assert "verdict" not in tracking_values.tags(without_after(outcome))
