@@ -1,0 +1,363 @@
+"""The command line: parses, calls one function, prints. Heavy imports stand inside the commands."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gapeval_lab.errors import SafetyError, UserError
+
+if TYPE_CHECKING:
+    from gapeval_lab.outcome import Outcome
+    from gapeval_lab.recipe import LoadedRecipe
+
+app = typer.Typer(
+    help="Knowledge manipulation in unified multimodal models, measured in both directions.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="Name or path of a recipe.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields of the recipe by dotted path.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Like KEY=VALUE; may be repeated.")
+]
+Limit = Annotated[int | None, typer.Option(help="Ask at most so many items.")]
+Categories = Annotated[str | None, typer.Option(help="Ask only these categories (comma-separated).")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the result (default: mlruns/outcomes/<run>).")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write the Outcome there.")
+]
+
+
+@app.command()
+def edit(
+    recipe: RecipeOption,
+    overrides: Overrides = None,
+    set_: SetOption = None,
+    limit: Limit = None,
+    categories: Categories = None,
+    dry_run: DryRun = False,
+    out: Out = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Apply a recipe's intervention, ask both directions before and after, print and store the shift."""
+    loaded = _load(recipe, overrides, set_, limit, categories)
+    if loaded.recipe.intervention is None:
+        raise UserError(
+            f"--recipe: '{loaded.recipe.name}' has no intervention; use 'gapeval-lab eval', or add one"
+        )
+    _execute(loaded, dry_run=dry_run, out=out, json_file=json_file)
+
+
+@app.command("eval")
+def eval_(
+    recipe: RecipeOption,
+    overrides: Overrides = None,
+    set_: SetOption = None,
+    limit: Limit = None,
+    categories: Categories = None,
+    dry_run: DryRun = False,
+    out: Out = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Ask both directions of the model as it is; a recipe's intervention is left out."""
+    given = [*(set_ or []), "intervention=null", "facts=null"]
+    loaded = _load(recipe, overrides, given, limit, categories)
+    _execute(loaded, dry_run=dry_run, out=out, json_file=json_file)
+
+
+@app.command()
+def score(
+    file: Annotated[Path, typer.Argument(help="JSON: {model: [[both, und only, gen only, neither], ...]}.")],
+    json_file: JsonFile = None,
+) -> None:
+    """Gap Scores of rows in the published format: proportions, or counts (then with intervals)."""
+    from rich.console import Console
+
+    from gapeval_lab.scoring import draw_scores, score_file
+
+    scores = score_file(file)
+    if json_file:
+        _write(json_file, json.dumps(scores.as_json(), indent=1))
+    Console().print(draw_scores(scores))
+
+
+@app.command("ls")
+def list_(
+    what: Annotated[
+        str, typer.Argument(help="recipes, runs, models, benchmarks, judges or interventions.")
+    ] = "recipes",
+) -> None:
+    """List recipes (default), finished runs, or plug-ins."""
+    if what == "recipes":
+        from gapeval_lab.recipe import available, describe
+
+        for name in available():
+            print(f"{name}\n    {describe(name).about}")
+    elif what == "runs":
+        folder = _home() / "outcomes"
+        for path in sorted(folder.glob("*/outcome.json")):
+            print(path.parent.name)
+    else:
+        from gapeval_lab import registry
+
+        if what not in registry.KINDS:
+            options = ", ".join(["recipes", "runs", *registry.KINDS])
+            raise UserError(f"ls: '{what}' cannot be listed; choose from {options}")
+        for name in registry.names(what):
+            print(name)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A recipe, a run, or an outcome's folder or file.")],
+    overrides: Overrides = None,
+) -> None:
+    """Print a run's result, or a recipe with every default filled in."""
+    place = next((p for p in (Path(name), _home() / "outcomes" / name) if _holds_outcome(p)), None)
+    if place is not None:
+        from rich.console import Console
+
+        from gapeval_lab.outcome import Outcome
+        from gapeval_lab.report import draw_outcome
+
+        Console().print(draw_outcome(Outcome.load(place)))
+        return
+    import yaml
+
+    from gapeval_lab.recipe import load
+
+    print(yaml.safe_dump(load(name, overrides or []).resolved, sort_keys=False, allow_unicode=True), end="")
+
+
+@app.command()
+def validate(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(help="Recipes; all of them if none is named.")
+    ] = None,
+) -> None:
+    """Check recipes and their facts, without running anything."""
+    from gapeval_lab.facts import read_facts
+    from gapeval_lab.recipe import available, load
+
+    for name in recipes or available():
+        loaded = load(name)
+        facts = loaded.recipe.facts
+        count = len(read_facts(facts.file, split=facts.split, count=facts.count)) if facts else 0
+        print(f"{name}: valid" + (f", {count} facts" if facts else ""))
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="Local port.")] = 5000) -> None:
+    """Open the MLflow UI on this project's store."""
+    from gapeval_lab.tracking import Store, ViewLinks, ui
+
+    def ready(links: Sequence[ViewLinks]) -> None:
+        if not links:
+            print(f"no runs yet; the UI is at http://127.0.0.1:{port}")
+        for link in links:
+            print(
+                f"{link.experiment}\n    leaderboard  {link.leaderboard}\n    gap shift    {link.gap_shift}"
+            )
+        print("Ctrl-C stops it.", flush=True)
+
+    store = Store.open()
+    store.check()
+    raise typer.Exit(ui(store, port, ready=ready))
+
+
+def _load(
+    recipe: str,
+    overrides: list[str] | None,
+    set_: list[str] | None,
+    limit: int | None,
+    categories: str | None,
+) -> "LoadedRecipe":
+    from gapeval_lab.recipe import load
+
+    given = [*(overrides or []), *(set_ or [])]
+    if limit is not None:
+        given.append(f"evaluation.limit={limit}")
+    if categories is not None:
+        given.append(f"evaluation.categories=[{categories}]")
+    return load(recipe, given)
+
+
+def _execute(loaded: "LoadedRecipe", *, dry_run: bool, out: Path | None, json_file: Path | None) -> None:
+    """Run a recipe, track it, print what came out."""
+    from rich.console import Console
+
+    console = Console()
+    if dry_run:
+        _print_plan(loaded)
+        return
+    for place in (out, json_file):
+        _check_writable(place)
+    began = time.monotonic()
+    with console.status("loading the libraries, the store and the model"):
+        from gapeval_lab.run import archive, load_bench, working_folder
+        from gapeval_lab.tracking import Store
+
+        store = Store.open()
+        store.check()
+        store.reconcile()
+        bench = load_bench(loaded)
+    with working_folder(store.folder, bench.key) as work:
+        outcome = _tracked(loaded, store=store, bench=bench, work=work, console=console)
+        place = out / outcome.run_id if out else store.folder / "outcomes" / outcome.run_id
+        archive(work, place)
+    if json_file:
+        _write(json_file, outcome.model_dump_json(indent=1))
+    from gapeval_lab.report import draw_outcome
+
+    console.print()
+    console.print(draw_outcome(outcome))
+    console.print(
+        f"[dim]result in {_short(place)}; see it in MLflow with: gapeval-lab ui[/dim]", soft_wrap=True
+    )
+    console.print(f"[dim]{time.monotonic() - began:.1f} s in all[/dim]")
+
+
+def _tracked(loaded: "LoadedRecipe", *, store: Any, bench: Any, work: Path, console: Any) -> "Outcome":
+    """Run inside an MLflow run, with progress bars; logged once the Outcome is on disk."""
+    from gapeval_lab.outcome import Outcome
+    from gapeval_lab.run import run
+    from gapeval_lab.tracking import experiment_name, run_name, track
+
+    logged = work / "logged"
+    if logged.exists():  # killed between logging and moving the result to its place
+        return Outcome.load(work)
+    targets = sorted({fact.edit.category for fact in bench.facts})
+    direction = bench.intervention.direction if bench.intervention else "both"
+    name = run_name(loaded.resolved, targets=targets, direction=direction)
+    with (
+        track(store, name, experiment=experiment_name(bench.name), key=bench.key) as live,
+        _Bars(console) as bars,
+    ):
+        outcome = run(bench, home=store.folder, work=work, on_stage=live.stage, on_progress=bars.update)
+        bars.update("log to MLflow", 0, 1)
+        live.log(outcome, work)
+        logged.touch()
+        bars.update("log to MLflow", 1, 1)
+    return outcome
+
+
+class _Bars:
+    """A progress bar per phase, with the time that is left."""
+
+    def __init__(self, console: Any) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._bars = Progress(
+            TextColumn("{task.description:14}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> "_Bars":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def update(self, phase: str, done: int, total: int) -> None:
+        """Show how far a phase is."""
+        if phase not in self._tasks:
+            self._tasks[phase] = self._bars.add_task(phase, total=total)
+        self._bars.update(self._tasks[phase], completed=done, total=total)
+
+
+def _print_plan(loaded: "LoadedRecipe") -> None:
+    """What a run would do; loads the benchmark and the facts, not the model."""
+    from gapeval_lab.facts import read_facts
+    from gapeval_lab.run import chosen_items
+
+    recipe = loaded.recipe
+    items = chosen_items(recipe, recipe.build("benchmark"))
+    counts: dict[str, int] = {}
+    for item in items:
+        counts[item.category] = counts.get(item.category, 0) + 1
+    print(f"{recipe.name}: {loaded.source}")
+    print(f"  items      {len(items)}: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
+    phases = 1
+    if recipe.intervention is not None and recipe.facts is not None:
+        facts = read_facts(recipe.facts.file, split=recipe.facts.split, count=recipe.facts.count)
+        print(f"  facts      {len(facts)}: " + ", ".join(fact.id for fact in facts))
+        print(f"  intervene  {recipe.intervention.use} {recipe.intervention.settings}")
+        phases += 1 + recipe.controls.identity + recipe.controls.placebo
+    print(f"  measure    {phases} times, {2 * len(items)} prompts each")
+    print("nothing was done (--dry-run)")
+
+
+def _home() -> Path:
+    """`mlruns/` of this project, without importing MLflow."""
+    from gapeval_lab.tracking_store import Store
+
+    return Store.open().folder
+
+
+def _holds_outcome(place: Path) -> bool:
+    return (place / "outcome.json").is_file() or (place.is_file() and place.suffix == ".json")
+
+
+def _short(place: Path) -> str:
+    """Relative to the current folder where it lies below it."""
+    return os.path.relpath(place) if place.is_relative_to(Path.cwd()) else str(place)
+
+
+def _check_writable(place: Path | None) -> None:
+    """Fail before the work, not after it."""
+    if place is None:
+        return
+    parent = next(p for p in (place.absolute(), *place.absolute().parents) if p.exists())
+    if place.parent.exists() and not place.parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"--out/--json: {place} cannot be written; choose another place")
+
+
+def _write(file: Path, text: str) -> None:
+    from gapeval_lab.files import write_text
+
+    write_text(file, text)
+
+
+def main() -> None:
+    """Entry point: mistakes of the user's are one message and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except SafetyError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        raise SystemExit(3) from None
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

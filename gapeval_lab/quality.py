@@ -1,0 +1,214 @@
+"""Cross-modal edit quality: what became of each fact, told and drawn apart.
+
+Works on evaluations of the facts' probes before and after; knows no model but through log-probabilities
+handed in. Every share is a mean of per-fact shares; its interval is Wilson's with n = number of facts,
+since the probes of one fact are not independent.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gapeval_lab.evaluate import Evaluation
+from gapeval_lab.gap.records import Estimate
+from gapeval_lab.items import Direction, Fact, Item
+from gapeval_lab.outcome import EditQuality, FactQuality, QualityCell
+
+Side = Literal["text", "image"]
+SIDES: dict[Side, Direction] = {"text": Direction.UNDERSTANDING, "image": Direction.GENERATION}
+Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+REPLICATES = 10_000
+
+
+@dataclass(frozen=True)
+class ProbeState:
+    """Everything measured on the facts in one state of the model.
+
+    logprobs: per side, per fact id: log-probability of the target in nats, teacher-forced; a side is
+    missing where the model or the benchmark has no picture for it.
+    """
+
+    evaluation: Evaluation
+    logprobs: Mapping[Side, Mapping[str, float]]
+
+
+def probes(facts: Sequence[Fact]) -> list[Item]:
+    """Every probe of every fact, in order."""
+    return [item for fact in facts for item in (fact.edit, *fact.reworded, *fact.neighbours, *fact.derived)]
+
+
+def edit_quality(
+    facts: Sequence[Fact], before: ProbeState, after: ProbeState, *, edited: str, seed: int
+) -> EditQuality:
+    """All measures of METRICS section 3.
+
+    Args:
+        facts: as given to the intervention.
+        before, after: of the same probes, asked with the same seeds.
+        edited: the side that the intervention was given: "text", "image" or "both".
+        seed: of the bootstrap.
+    """
+    kinds: dict[str, dict[Side, QualityCell]] = {}
+    shares: dict[tuple[str, Side, str], list[float | None]] = {}
+    for kind in ("reliability", "generalisation", "portability"):
+        kinds[kind] = {}
+        for side in SIDES:
+            for state, name in ((before, "before"), (after, "after")):
+                shares[kind, side, name] = [_passed(_of(fact, kind), side, state) for fact in facts]
+            cell = _cell(
+                shares[kind, side, "before"],
+                shares[kind, side, "after"],
+                sum(len(_of(fact, kind)) for fact in facts),
+            )
+            if cell is not None:
+                kinds[kind][side] = cell
+    kinds["locality"] = {}
+    for side in SIDES:
+        kept = [_kept(fact.neighbours, side, before, after) for fact in facts]
+        shares["locality", side, "after"] = kept
+        whole: list[float | None] = [None if share is None else 1.0 for share in kept]
+        cell = _cell(whole, kept, sum(len(fact.neighbours) for fact in facts))
+        if cell is not None:
+            kinds["locality"][side] = cell
+    ratio, note = _transfer(facts, before, after, edited=edited, seed=seed)
+
+    def told_and_drawn(kind: str, index: int) -> dict[Side, float | None]:
+        return {side: shares[kind, side, "after"][index] for side in SIDES}
+
+    return EditQuality(
+        reliability=kinds["reliability"],
+        generalisation=kinds["generalisation"],
+        locality=kinds["locality"],
+        portability=kinds["portability"],
+        target_logprob=_logprobs(facts, before, after, seed=seed),
+        locality_pixel_distance=_pixel_distance(facts, before, after),
+        transfer_ratio=ratio,
+        transfer_note=note,
+        facts=[
+            FactQuality(
+                id=fact.id,
+                subject=fact.subject,
+                relation=fact.relation,
+                target_true=fact.target_true,
+                target_new=fact.target_new,
+                reliability=told_and_drawn("reliability", i),
+                generalisation=told_and_drawn("generalisation", i),
+                locality=told_and_drawn("locality", i),
+                portability=told_and_drawn("portability", i),
+                logprob_before={side: before.logprobs.get(side, {}).get(fact.id) for side in SIDES},
+                logprob_after={side: after.logprobs.get(side, {}).get(fact.id) for side in SIDES},
+            )
+            for i, fact in enumerate(facts)
+        ],
+    )
+
+
+def _of(fact: Fact, kind: str) -> tuple[Item, ...]:
+    return {"reliability": (fact.edit,), "generalisation": fact.reworded, "portability": fact.derived}[kind]
+
+
+def _passed(items: Sequence[Item], side: Side, state: ProbeState) -> float | None:
+    """Share of the scored probes that are right; None where none was scored."""
+    scored = [state.evaluation.correct(item, SIDES[side]) for item in items]
+    known = [correct for correct in scored if correct is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _kept(items: Sequence[Item], side: Side, before: ProbeState, after: ProbeState) -> float | None:
+    """Share of the neighbours left alone: the same answer in text, the same verdict on the picture."""
+    same = []
+    for item in items:
+        key = (item.id, SIDES[side])
+        one, two = before.evaluation.responses.get(key), after.evaluation.responses.get(key)
+        was = before.evaluation.correct(item, SIDES[side])
+        now = after.evaluation.correct(item, SIDES[side])
+        if one is None or two is None or was is None or now is None:
+            continue
+        same.append(one.text == two.text if side == "text" else was == now)
+    return sum(same) / len(same) if same else None
+
+
+def _pixel_distance(facts: Sequence[Fact], before: ProbeState, after: ProbeState) -> float | None:
+    """Mean absolute difference of the neighbours' pictures, as a share of the full range."""
+    distances = []
+    for fact in facts:
+        for item in fact.neighbours:
+            key = (item.id, Direction.GENERATION)
+            one, two = before.evaluation.responses.get(key), after.evaluation.responses.get(key)
+            if one is None or two is None or one.image is None or two.image is None:
+                continue
+            first, second = (np.asarray(image, dtype=float) for image in (one.image, two.image))
+            distances.append(float(np.abs(first - second).mean() / 255))
+    return float(np.mean(distances)) if distances else None
+
+
+def wilson(share: float, n: int) -> Estimate:
+    """A share of n > 0 with its 95 % Wilson score interval (Wilson 1927)."""
+    centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * np.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    # Rounding may put a bound of 0 or 1 on the wrong side of the share itself.
+    low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+    return Estimate(share, float(low), float(high))
+
+
+def _cell(before: Sequence[float | None], after: Sequence[float | None], n: int) -> QualityCell | None:
+    """The mean share before and after; None where nothing was scored (a side that the model lacks)."""
+    known = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
+    if not known:
+        return None
+    was, now = (wilson(float(np.mean(shares)), len(known)) for shares in zip(*known, strict=True))
+    return QualityCell(before=was, after=now, n=n)
+
+
+def _logprobs(
+    facts: Sequence[Fact], before: ProbeState, after: ProbeState, *, seed: int
+) -> dict[Side, QualityCell]:
+    """Mean log-probability of the targets per side, with bootstrap intervals over facts."""
+    cells: dict[Side, QualityCell] = {}
+    for side in SIDES:
+        was, now = before.logprobs.get(side, {}), after.logprobs.get(side, {})
+        known = [fact.id for fact in facts if fact.id in was and fact.id in now]
+        if known:
+            drawn = np.random.default_rng([seed, 3]).integers(len(known), size=(REPLICATES, len(known)))
+            states = [_bootstrapped(np.array([state[i] for i in known]), drawn) for state in (was, now)]
+            cells[side] = QualityCell(before=states[0], after=states[1], n=len(known))
+    return cells
+
+
+def _bootstrapped(values: NDArray[np.float64], drawn: NDArray[np.int64]) -> Estimate:
+    low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
+    return Estimate(float(values.mean()), float(low), float(high))
+
+
+def _transfer(
+    facts: Sequence[Fact], before: ProbeState, after: ProbeState, *, edited: str, seed: int
+) -> tuple[Estimate | None, str]:
+    """Gain on the side that was not edited over the gain on the side that was; bootstrap over facts."""
+    if edited == "both":
+        return None, "both sides were edited"
+    given: Side = "text" if edited == "text" else "image"
+    other: Side = "image" if given == "text" else "text"
+    gains: dict[Side, list[float]] = {given: [], other: []}
+    for fact in facts:
+        changes = {}
+        for side in (given, other):
+            was = _passed((fact.edit, *fact.reworded), side, before)
+            now = _passed((fact.edit, *fact.reworded), side, after)
+            if was is not None and now is not None:
+                changes[side] = now - was
+        if len(changes) == 2:
+            for side, change in changes.items():
+                gains[side].append(change)
+    if not gains[given]:
+        return None, "no fact was scored on both sides"
+    upper, lower = np.array(gains[other]), np.array(gains[given])
+    rng = np.random.default_rng([seed, 4])
+    drawn = rng.integers(len(upper), size=(REPLICATES, len(upper)))
+    below = lower[drawn].mean(axis=1)
+    if np.quantile(below, 0.025) <= 0:
+        return None, f"undefined: the interval of the gain in {given} holds 0"
+    low, high = np.quantile(upper[drawn].mean(axis=1) / below, [0.025, 0.975])
+    return Estimate(float(upper.mean() / lower.mean()), float(low), float(high)), ""

@@ -1,0 +1,259 @@
+"""Outcomes as tables that a person reads in a terminal. `*_data` computes plain rows, `draw_*` lays out.
+
+Reads Outcomes only, never a live model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from gapeval_lab.gap.records import DirectionShift, Estimate, GapReport, ShiftReport
+from gapeval_lab.outcome import EditQuality, Outcome
+
+MINUS = "−"  # a real minus sign, as wide as the plus
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: its label and its cells."""
+
+    label: str
+    cells: tuple[str, ...]
+    strong: bool = False
+
+
+def signed(value: float) -> str:
+    """Three decimals with a sign; an exact 0 has none."""
+    if value == 0:
+        return "0"
+    text = f"{value:+.3f}"
+    return "0.000" if float(text) == 0 else text.replace("-", MINUS)
+
+
+def spread(estimate: Estimate, *, sign: bool = True) -> str:
+    """A number with its interval."""
+    write = signed if sign else "{:.3f}".format
+    return f"{write(estimate.value)} [{write(estimate.low)}, {write(estimate.high)}]"
+
+
+def percent(estimate: Estimate) -> str:
+    """A share as a percentage, with its interval."""
+    return f"{100 * estimate.value:.0f} % [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+
+
+def verdict(shift: Estimate) -> str:
+    """What the interval of the gap's shift says; a smaller gap is a negative shift."""
+    if shift.high < 0:
+        return "The gap closed"
+    return "The gap widened" if shift.low > 0 else "No change of the gap can be told"
+
+
+def headline(outcome: Outcome) -> str:
+    """The answer in one sentence."""
+    before = outcome.before.gap
+    if outcome.after is None or outcome.shift is None:
+        return (
+            f"Gap Score {spread(before.gap, sign=False)}; a model without a gap would score "
+            f"{before.null_gap:.3f} on these items"
+        )
+    after = outcome.after.gap.gap.value
+    return (
+        f"{verdict(outcome.shift.gap)}: {before.gap.value:.3f} before, {after:.3f} after, "
+        f"shift {spread(outcome.shift.gap)}"
+    )
+
+
+def gap_data(report: GapReport) -> list[Row]:
+    """One state, a row per category: items, accuracies, the gap, what chance alone would give."""
+    rows = []
+    for name, category in report.categories.items():
+        cells = category.cells
+        rows.append(
+            Row(
+                _words(name),
+                (
+                    f"{cells.n}" + (f" (+{cells.unscored} unscored)" if cells.unscored else ""),
+                    percent(category.understanding),
+                    percent(category.generation),
+                    f"{cells.both}/{cells.und_only}/{cells.gen_only}/{cells.neither}",
+                    spread(category.gap, sign=False),
+                    f"{category.null_gap:.3f}",
+                    spread(category.signed_gap),
+                ),
+            )
+        )
+    total = sum(category.cells.n for category in report.categories.values())
+    rows.append(
+        Row(
+            "mean",
+            (
+                str(total),
+                percent(report.understanding),
+                percent(report.generation),
+                "",
+                spread(report.gap, sign=False),
+                f"{report.null_gap:.3f}",
+                "",
+            ),
+            strong=True,
+        )
+    )
+    return rows
+
+
+GAP_COLUMNS = (
+    "items",
+    "understanding",
+    "generation",
+    "both/und/gen/neither",
+    "gap",
+    "by chance",
+    "signed gap",
+)
+
+
+def shift_data(outcome: Outcome, shift: ShiftReport) -> list[Row]:
+    """After minus before, a row per category."""
+    rows = []
+    after = outcome.after.gap if outcome.after else outcome.before.gap
+    for name, category in shift.categories.items():
+        was, now = outcome.before.gap.categories[name], after.categories[name]
+        rows.append(
+            Row(
+                _words(name) + (" (edited)" if name in outcome.target_categories else ""),
+                (
+                    f"{was.gap.value:.3f}",
+                    f"{now.gap.value:.3f}",
+                    spread(category.gap),
+                    _direction(category.understanding),
+                    _direction(category.generation),
+                ),
+                strong=name in outcome.target_categories,
+            )
+        )
+    rows.append(
+        Row(
+            "mean",
+            (
+                f"{outcome.before.gap.gap.value:.3f}",
+                f"{after.gap.value:.3f}",
+                spread(shift.gap),
+                spread(shift.understanding),
+                spread(shift.generation),
+            ),
+            strong=True,
+        )
+    )
+    return rows
+
+
+SHIFT_COLUMNS = ("gap before", "after", "shift [95 %]", "understanding shift", "generation shift")
+
+
+def _direction(shift: DirectionShift) -> str:
+    """Accuracy's shift, items gained and lost, and a star where Holm's p is under 0.05."""
+    star = " *" if shift.p_holm < SIGNIFICANT else ""
+    return f"{signed(shift.shift.value)} (+{shift.gained} {MINUS}{shift.lost}){star}"
+
+
+def control_data(outcome: Outcome) -> list[Row]:
+    """The controls beside the edit."""
+    rows = []
+    for name, shift in (
+        ("identity: a delta of zero", outcome.identity_shift),
+        ("placebo: random, same norm", outcome.placebo_shift),
+    ):
+        if shift is not None:
+            rows.append(
+                Row(
+                    name,
+                    (
+                        spread(shift.gap),
+                        spread(shift.understanding),
+                        spread(shift.generation),
+                        str(shift.changed_items),
+                    ),
+                )
+            )
+    return rows
+
+
+CONTROL_COLUMNS = ("gap shift", "understanding shift", "generation shift", "items changed")
+
+
+def quality_data(quality: EditQuality) -> list[Row]:
+    """Edit quality, text and image apart."""
+    rows = []
+    for name in ("reliability", "generalisation", "locality", "portability"):
+        cells = getattr(quality, name)
+        for side in ("text", "image"):
+            if side in cells:
+                cell = cells[side]
+                rows.append(Row(f"{name}/{side}", (str(cell.n), percent(cell.before), percent(cell.after))))
+    for side, cell in quality.target_logprob.items():
+        rows.append(
+            Row(f"log p(target)/{side}", (str(cell.n), f"{cell.before.value:.2f}", f"{cell.after.value:.2f}"))
+        )
+    return rows
+
+
+QUALITY_COLUMNS = ("probes", "before", "after")
+
+
+def draw_rows(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Table:
+    """Rows as a table."""
+    table = Table(
+        title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False
+    )
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(row.label, *row.cells, style="bold" if row.strong else None)
+    return table
+
+
+def draw_outcome(outcome: Outcome) -> Group:
+    """Everything that a person wants to see at the end of a run."""
+    parts: list[Table | Text] = [Text(headline(outcome), style="bold"), Text()]
+    if outcome.after is None or outcome.shift is None:
+        parts.append(draw_rows("Both directions", GAP_COLUMNS, gap_data(outcome.before.gap)))
+    else:
+        parts.append(draw_rows("What shifted", SHIFT_COLUMNS, shift_data(outcome, outcome.shift)))
+        parts.append(Text("* Holm-corrected exact McNemar p < 0.05; (+gained −lost items)", style="dim"))
+        parts.append(Text())
+        parts.append(draw_rows("Controls", CONTROL_COLUMNS, control_data(outcome)))
+    if outcome.quality is not None:
+        parts += [Text(), draw_rows("Edit quality", QUALITY_COLUMNS, quality_data(outcome.quality))]
+        ratio = outcome.quality.transfer_ratio
+        said = spread(ratio, sign=False) if ratio else outcome.quality.transfer_note
+        parts.append(Text(f"transfer ratio: {said}"))
+    parts += [Text(), Text(closing(outcome), style="dim")]
+    return Group(*parts)
+
+
+def closing(outcome: Outcome) -> str:
+    """Provenance in a line or two: the official score, the revert, time and memory."""
+    lines = []
+    before, after = outcome.before.gap.official, outcome.after.gap.official if outcome.after else None
+    if before is not None:
+        shown = f"published estimator: {before.mean:.3f}"
+        if after is not None:
+            shown += f" before, {after.mean:.3f} after"
+        lines.append(f"{shown} (moves by {before.band:.3f} when its input moves by 0.000001)")
+    if outcome.reverted is not None:
+        lines.append(
+            f"weights restored: {'yes, to the bit' if outcome.reverted else 'NO'} "
+            f"(fingerprint {outcome.weights_fingerprint[:12]})"
+        )
+    spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in outcome.seconds.items())
+    lines.append(f"seconds: {spent}; peak memory {outcome.peak_memory_gib:.2f} GiB")
+    return "\n".join(lines)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
