@@ -1,0 +1,485 @@
+"""Trains the embedded UMM: a tiny Janus that lives in tinyworld. Seeded and resumable.
+
+    python scripts/train_embedded.py --out gapeval_lab/models/embedded
+
+Two stages: the picture tokenizer (a VQ model whose codes are the world's patches), then everything
+else together, on text answers, picture questions, drawings and picture edits. Every step's data come
+from (seed, step) alone, so a run that is killed goes on from its last checkpoint and ends with the
+same weights. Training never sees a question of the benchmark. Progress goes to `<work>/log.jsonl`.
+"""
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gapeval_lab.benchmarks import tinyworld_entities as people
+from gapeval_lab.benchmarks.tinyworld_tasks import (
+    AUXILIARY,
+    OPERATIONS,
+    Operation,
+    Question,
+    ask,
+    draw_target,
+)
+from gapeval_lab.models.tiny import BOI, EOI, IMAGE, JanusShape, build_janus
+from gapeval_lab.scene import EVERY_THING, PATCH, SIZE, Scene, every_patch, patches, pixels, scatter
+
+SHAPE = JanusShape(
+    layers=8,
+    hidden=96,
+    mlp=384,
+    heads=4,
+    vision_layers=2,
+    vision_hidden=64,
+    codes=200,
+    image_size=SIZE,
+    patch_size=PATCH,
+)
+AUXILIARY_SHARE = 0.2  # of the sequences with a picture: telling or copying all of it
+BACKGROUND_WEIGHT = 0.3  # of a background token in the drawing loss; most tokens are background
+GENERATED = -1  # stands in an id sequence where a drawn token goes
+IGNORE = -100
+
+
+# ---------------------------------------------------------------------------------------------- words
+def vocabulary() -> list[str]:
+    """Every word of tinyworld, name pieces split, in a fixed order."""
+    rng = np.random.default_rng(0)
+    asked = [ask(operation, rng) for operation in (*OPERATIONS, AUXILIARY) for _ in range(400)]
+    asked += [
+        people.question(entity, relation, wording)
+        for entity in people.entities().values()
+        for relation in people.RELATIONS
+        for wording in range(8)
+    ]
+    words = {
+        word
+        for question in asked
+        for text in (question.understand, question.generate, *question.answers)
+        for word in text.split()
+    }
+    plain = sorted(words - set(people.entities()))
+    return [*plain, *people.FIRST, *(f"##{last}" for last in people.LAST)]
+
+
+# ----------------------------------------------------------------------------------- picture tokenizer
+class Codes:
+    """Which code each patch of the world has."""
+
+    def __init__(self) -> None:
+        self.table = {patch.tobytes(): code for code, patch in enumerate(every_patch())}
+
+    def of(self, scene: Scene) -> list[int]:
+        """The scene's 36 codes in reading order."""
+        return [self.table[patch.tobytes()] for patch in patches(pixels(scene))]
+
+
+def spread_codebook(codes: int, width: int, steps: int = 300) -> Tensor:
+    """Unit-norm rows pushed apart from each other."""
+    rows = nn.Parameter(torch.randn(codes, width))
+    optimiser = torch.optim.Adam([rows], lr=0.05)
+    for _ in range(steps):
+        unit = F.normalize(rows, dim=1)
+        loss = torch.logsumexp(8 * (unit @ unit.T - 2 * torch.eye(codes)), dim=1).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return F.normalize(rows.detach(), dim=1)
+
+
+def to_pixels(scenes: list[Scene]) -> Tensor:
+    """(batch, 3, 48, 48) in [-1, 1], as the processor makes them."""
+    stacked = np.stack([pixels(scene) for scene in scenes])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def random_scene(rng: np.random.Generator) -> Scene:
+    """A scene from empty to full, full ones most often: they show most patches."""
+    number = int(rng.choice([0, 1, 3, 5, 7, 9, 9, 9]))
+    return scatter([EVERY_THING[i] for i in rng.integers(0, len(EVERY_THING), number)], rng)
+
+
+def train_tokenizer(model: Any, codes: Codes, *, seed: int, steps: int, log: Any) -> None:
+    """Teach the VQ encoder each patch's code and the decoder each code's patch."""
+    vq = model.model.vqmodel
+    vq.quantize.embedding.weight.data.copy_(spread_codebook(SHAPE.codes, vq.config.embed_dim))
+    vq.quantize.embedding.weight.requires_grad_(False)
+    trained = [parameter for parameter in vq.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    book = vq.quantize.embedding.weight
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            warm = min(1.0, (step + 1) / 50)
+            group["lr"] = 3e-3 * warm * (0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
+        rng = np.random.default_rng([seed, 1, step])
+        scenes = [random_scene(rng) for _ in range(12)]
+        images = to_pixels(scenes)
+        truth = torch.tensor([codes.of(scene) for scene in scenes])
+        latent = vq.quant_conv(vq.encoder(images)).permute(0, 2, 3, 1)
+        logits = 16 * F.normalize(latent, dim=-1) @ book.T
+        # The quantizer compares by distance, so the latents' length matters too.
+        length = (latent.norm(dim=-1) - 1).square().mean()
+        weight = torch.where(truth == 0, 0.1, 1.0).flatten()  # most patches are background
+        losses = F.cross_entropy(logits.flatten(0, 2), truth.flatten(), reduction="none")
+        code_loss = (losses * weight).sum() / weight.sum() + 0.1 * length
+        pixel_loss = (vq.decode(truth) - images).abs().mean()
+        optimiser.zero_grad()
+        (code_loss + 4 * pixel_loss).backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        if step % 100 == 0 or step == steps - 1:
+            right = (logits.flatten(1, 2).argmax(-1) == truth)[truth != 0].float().mean()
+            log("tokenizer", step, codes=code_loss.item(), pixels=pixel_loss.item(), accuracy=right.item())
+
+
+# ------------------------------------------------------------------------------------------------ eyes
+def train_eyes(model: Any, codes: Codes, *, seed: int, steps: int, log: Any) -> None:
+    """Teach the vision tower and its aligner to tell patches apart: what stands for its pre-training."""
+    inner = model.model
+    probe = nn.Linear(SHAPE.hidden, SHAPE.codes)
+    trained = [*inner.vision_model.parameters(), *inner.aligner.parameters(), *probe.parameters()]
+    optimiser = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.0)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = 2e-3 * min(1.0, (step + 1) / 20) * (1 - 0.9 * step / steps)
+        rng = np.random.default_rng([seed, 3, step])
+        scenes = [random_scene(rng) for _ in range(32)]
+        truth = torch.tensor([codes.of(scene) for scene in scenes])
+        logits = probe(inner.get_image_features(to_pixels(scenes)).pooler_output)
+        loss = F.cross_entropy(logits.flatten(0, 1), truth.flatten())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if step % 50 == 0 or step == steps - 1:
+            right = (logits.argmax(-1) == truth).float().mean()
+            log("eyes", step, loss=loss.item(), accuracy=right.item())
+
+
+# ------------------------------------------------------------------------------------------- the trunk
+@dataclass(frozen=True)
+class Batch:
+    """Sequences padded on the right, with what is to be predicted.
+
+    ids: (batch, length), GENERATED where a drawn token stands; words, drawn: (batch, length) targets
+    of the text head and of the picture head at each position, IGNORE elsewhere.
+    """
+
+    ids: Tensor
+    words: Tensor
+    drawn: Tensor
+    codes: Tensor | None
+    images: Tensor | None
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How many sequences of each kind a step holds."""
+
+    text: int
+    seen: int
+    drawn: int
+    edited: int
+
+
+class Data:
+    """Training sequences of tinyworld, from (seed, step) alone. The benchmark's questions never occur."""
+
+    def __init__(self, processor: Any, seed: int, drop: float) -> None:
+        self.tokenizer = processor.tokenizer
+        self.template = processor
+        self.seed = seed
+        self.drop = drop
+        self.codes = Codes()
+        one = self.tokenizer.convert_tokens_to_ids
+        self.image_ids = [one(BOI), *[one(IMAGE)] * processor.num_image_tokens, one(EOI)]
+        self.boi, self.image_id = one(BOI), one(IMAGE)
+        self.pad, self.bos, self.eos = (
+            self.tokenizer.pad_token_id,
+            self.tokenizer.bos_token_id,
+            self.tokenizer.eos_token_id,
+        )
+        known = list(people.trained_questions())
+        self.told = [q for q in known if q.taught in ("both", "text")]
+        self.shown = [q for q in known if q.taught in ("both", "image")]
+
+    def operations(self, direction: str, picture: bool) -> list[Operation]:
+        """Operations taught in a direction, with or without an input picture on that side."""
+        plain = {"plus", "minus"} | ({"draw"} if direction == "image" else set())
+        return [
+            operation
+            for operation in OPERATIONS
+            if operation.taught in ("both", direction) and (operation.name not in plain) == picture
+        ]
+
+    def sample(self, direction: str, picture: bool, rng: np.random.Generator) -> Question:
+        """A question for training, never one of the benchmark's."""
+        options = self.operations(direction, picture)
+        operation = options[int(rng.integers(len(options)))]
+        if picture and rng.random() < AUXILIARY_SHARE:
+            operation = AUXILIARY
+        while True:
+            question = ask(operation, rng)
+            if not question.held_out:
+                return question
+
+    def prompt(self, text: str, picture: bool, *, draws: bool) -> list[int]:
+        """The ids of one prompt, exactly as the adapter asks."""
+        content = ([{"type": "image"}] if picture else []) + [{"type": "text", "text": text}]
+        rendered = self.template.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        ids: list[int] = []
+        for token in self.tokenizer(rendered)["input_ids"]:
+            ids.extend(self.image_ids if token == self.image_id else [token])
+        return [*ids, self.boi] if draws else ids
+
+    def text_rows(self, questions: list[Question], picture: bool) -> Batch:
+        """Question -> answer in words."""
+        rows = [
+            (
+                self.prompt(q.understand, picture, draws=False),
+                [*self.tokenizer(q.answers[0], add_special_tokens=False)["input_ids"], self.eos],
+            )
+            for q in questions
+        ]
+        length = max(len(p) + len(a) for p, a in rows) - 1
+        ids = torch.full((len(rows), length), self.pad)
+        words = torch.full((len(rows), length), IGNORE)
+        for i, (p, a) in enumerate(rows):
+            ids[i, : len(p) + len(a) - 1] = torch.tensor([*p, *a][:-1])
+            words[i, len(p) - 1 : len(p) + len(a) - 1] = torch.tensor(a)
+        images = to_pixels([_need(q.shown) for q in questions]) if picture else None
+        return Batch(ids, words, torch.full_like(ids, IGNORE), None, images)
+
+    def drawing_rows(self, questions: list[Question], picture: bool, rng: np.random.Generator) -> Batch:
+        """Question -> drawing, or picture and question -> edited picture."""
+        prompts = [self.prompt(q.generate, picture, draws=True) for q in questions]
+        codes = torch.tensor([self.codes.of(draw_target(q.target, rng)) for q in questions])
+        count = codes.shape[1]
+        length = max(len(p) for p in prompts) + count - 1
+        ids = torch.full((len(prompts), length), self.pad)
+        drawn = torch.full((len(prompts), length), IGNORE)
+        images = to_pixels([_need(q.edited) for q in questions]) if picture else None
+        for i, p in enumerate(prompts):
+            if rng.random() < self.drop:  # the unconditional branch of guidance, as the library makes it
+                p = [token if token in (self.bos, self.boi, self.image_id) else self.pad for token in p]
+            ids[i, : len(p)] = torch.tensor(p)
+            ids[i, len(p) : len(p) + count - 1] = GENERATED
+            drawn[i, len(p) - 1 : len(p) + count - 1] = codes[i]
+        return Batch(ids, torch.full_like(ids, IGNORE), drawn, codes[:, :-1], images)
+
+    def step(self, step: int, mixture: Mixture) -> Iterator[tuple[str, Batch]]:
+        """The batches of one step."""
+        rng = np.random.default_rng([self.seed, 2, step])
+        choose = lambda pool: pool[int(rng.integers(len(pool)))]  # noqa: E731
+        known = mixture.text * 3 // 4
+        told = [choose(self.told) for _ in range(known)]
+        told += [self.sample("text", False, rng) for _ in range(mixture.text - known)]
+        yield "text", self.text_rows(told, False)
+        yield "seen", self.text_rows([self.sample("text", True, rng) for _ in range(mixture.seen)], True)
+        known = mixture.drawn * 2 // 3
+        shown = [choose(self.shown) for _ in range(known)]
+        shown += [self.sample("image", False, rng) for _ in range(mixture.drawn - known)]
+        yield "drawn", self.drawing_rows(shown, False, rng)
+        edits = [self.sample("image", True, rng) for _ in range(mixture.edited)]
+        yield "edited", self.drawing_rows(edits, True, rng)
+
+
+def _need(scene: Scene | None) -> Scene:
+    if scene is None:
+        raise ValueError("a question of this kind needs a picture")
+    return scene
+
+
+def forward_loss(model: Any, batch: Batch, image_id: int) -> tuple[Tensor, Tensor]:
+    """Mean loss over the batch's targets, and the share of targets (background left out) that
+    were the likeliest token."""
+    inner = model.model
+    generated = batch.ids == GENERATED
+    ids = batch.ids.masked_fill(generated, 0)
+    embeds = inner.get_input_embeddings()(ids)
+    if batch.images is not None:
+        features = inner.get_image_features(batch.images).pooler_output
+        mask = (ids == image_id).unsqueeze(-1)
+        embeds = embeds.masked_scatter(mask, features.reshape(-1, features.shape[-1]))
+    if batch.codes is not None:
+        drawn = model.prepare_embeddings_for_image_generation(batch.codes)
+        embeds = embeds.masked_scatter(generated.unsqueeze(-1), drawn.reshape(-1, drawn.shape[-1]))
+    hidden = inner.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+    targets, head = (
+        (batch.words, model.lm_head) if batch.codes is None else (batch.drawn, inner.generation_head)
+    )
+    where = targets != IGNORE
+    logits, truth = head(hidden[where]), targets[where]
+    right = (logits.argmax(-1) == truth).float()
+    if batch.codes is None:
+        return F.cross_entropy(logits, truth), right.mean()
+    weight = torch.where(truth == 0, BACKGROUND_WEIGHT, 1.0)  # code 0 is the background
+    losses = F.cross_entropy(logits, truth, reduction="none")
+    return (losses * weight).sum() / weight.sum(), right[truth != 0].mean()
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (orthogonalised momentum), with all matrices of one shape orthogonalised together in float32.
+
+    torch's own works in bfloat16 and matrix by matrix, which costs ten times as much on a CPU that
+    has no bfloat16 arithmetic. Constants and the match to AdamW's update size as in torch.optim.Muon.
+    """
+
+    def __init__(self, params: list[nn.Parameter], *, lr: float, momentum: float = 0.95, decay: float = 0.01):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update."""
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                shapes.setdefault(parameter.shape, []).append(parameter)
+            for members in shapes.values():
+                updates = []
+                for parameter in members:
+                    state = self.state[parameter]
+                    if not state:
+                        state["momentum"] = torch.zeros_like(parameter)
+                    state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+                    updates.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
+                size = 0.2 * math.sqrt(max(members[0].shape))
+                for parameter, update in zip(members, orthogonalised(torch.stack(updates)), strict=True):
+                    parameter.mul_(1 - group["lr"] * group["decay"])
+                    parameter.add_(update, alpha=-group["lr"] * size)
+
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """Near-orthogonal versions of (count, rows, columns) matrices: five Newton-Schulz steps."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+def optimisers(model: Any, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
+    """Muon on the trunk's matrices, AdamW on everything else but the frozen picture tokenizer."""
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        if name.startswith("model.vqmodel."):
+            parameter.requires_grad_(False)
+        elif ".layers." in name and parameter.ndim == 2:
+            matrices.append(parameter)
+        else:
+            others.append(parameter)
+    return [
+        Muon(matrices, lr=muon_lr),
+        torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+WEIGHTS = {"text": 1.0, "seen": 1.0, "drawn": 3.0, "edited": 3.0}
+
+
+def train(model: Any, data: Data, args: argparse.Namespace, work: Path, log: Any) -> None:
+    """Train everything but the picture tokenizer; checkpoints every `--every` steps."""
+    mixture = Mixture(*args.mixture)
+    chosen = optimisers(model, args.muon_lr, args.adam_lr)
+    base = [[group["lr"] for group in optimiser.param_groups] for optimiser in chosen]
+    start, checkpoint = 0, work / "trunk.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        start = state["step"]
+        model.load_state_dict(state["model"])
+        for optimiser, saved in zip(chosen, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+    model.train()
+    began = time.monotonic()
+    for step in range(start, args.steps):
+        warm = min(1.0, (step + 1) / 40)
+        scale = warm * (0.5 * (1 + math.cos(math.pi * step / args.steps)) * 0.98 + 0.02)
+        for optimiser, rates in zip(chosen, base, strict=True):
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * scale
+            optimiser.zero_grad(set_to_none=True)
+        report = {}
+        for kind, batch in data.step(step, mixture):
+            loss, right = forward_loss(model, batch, data.image_id)
+            (WEIGHTS[kind] * loss).backward()
+            report[kind], report[f"{kind}_right"] = loss.item(), right.item()
+        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
+        for optimiser in chosen:
+            optimiser.step()
+        if step % 25 == 0 or step == args.steps - 1:
+            pace = (time.monotonic() - began) / (step - start + 1)
+            log("trunk", step, seconds_per_step=pace, **report)
+        if (step + 1) % args.every == 0 or step == args.steps - 1:
+            state = {
+                "step": step + 1,
+                "model": model.state_dict(),
+                "optimisers": [optimiser.state_dict() for optimiser in chosen],
+            }
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+    model.eval()
+
+
+def main() -> None:
+    """Parse, train both stages, save in Hugging Face format."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("build/embedded"), help="checkpoints and log")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--tokenizer-steps", type=int, default=2000)
+    parser.add_argument("--eyes-steps", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--mixture", type=int, nargs=4, default=(48, 24, 40, 24))
+    parser.add_argument("--muon-lr", type=float, default=3e-3)
+    parser.add_argument("--adam-lr", type=float, default=2e-3)
+    parser.add_argument("--drop", type=float, default=0.05, help="share of drawings without their condition")
+    parser.add_argument("--every", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    args.work.mkdir(parents=True, exist_ok=True)
+
+    def log(stage: str, step: int, **values: float) -> None:
+        line = json.dumps({"stage": stage, "step": step, **{k: round(v, 5) for k, v in values.items()}})
+        with (args.work / "log.jsonl").open("a") as stream:
+            stream.write(line + "\n")
+        print(line, flush=True)
+
+    model, processor = build_janus(vocabulary(), SHAPE)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
+    data = Data(processor, args.seed, args.drop)
+    stage = args.work / "tokenizer.pt"
+    if stage.exists():
+        model.model.vqmodel.load_state_dict(torch.load(stage, weights_only=True))
+    else:
+        train_tokenizer(model, data.codes, seed=args.seed, steps=args.tokenizer_steps, log=log)
+        torch.save(model.model.vqmodel.state_dict(), stage.with_suffix(".tmp"))
+        os.replace(stage.with_suffix(".tmp"), stage)
+    torch.manual_seed(args.seed + 1)
+    if not (args.work / "trunk.pt").exists():
+        train_eyes(model, data.codes, seed=args.seed, steps=args.eyes_steps, log=log)
+    train(model, data, args, args.work, log)
+    model.to(torch.float16).save_pretrained(args.out)
+    processor.save_pretrained(args.out)
+
+
+if __name__ == "__main__":
+    main()
