@@ -206,7 +206,8 @@ def _execute(loaded: "LoadedRecipe", *, dry_run: bool, out: Path | None, json_fi
         _check_writable(place)
     began = time.monotonic()
     with console.status("loading the libraries, the store and the model"):
-        from gapeval_lab.run import archive, load_bench, working_folder
+        from gapeval_lab.bench import load_bench
+        from gapeval_lab.run import archive, working_folder
         from gapeval_lab.tracking import Store
 
         store = Store.open()
@@ -293,8 +294,8 @@ class _Bars:
 
 def _print_plan(loaded: "LoadedRecipe") -> None:
     """What a run would do; loads the benchmark and the facts, not the model."""
+    from gapeval_lab.bench import chosen_items
     from gapeval_lab.facts import read_facts
-    from gapeval_lab.run import chosen_items
 
     recipe = loaded.recipe
     items = chosen_items(recipe, recipe.build("benchmark"))

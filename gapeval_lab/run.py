@@ -7,108 +7,32 @@ fitted), so the same command after a kill goes on where it stopped.
 import contextlib
 import datetime
 import fcntl
-import hashlib
 import json
-import platform
-import resource
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib import metadata
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gapeval_lab import __version__
+from gapeval_lab.bench import Bench, hash_of_facts
 from gapeval_lab.delta import WeightDelta, fingerprint, placebo
 from gapeval_lab.errors import SafetyError, UserError
-from gapeval_lab.evaluate import Evaluation, ResponseStore, evaluate, select, store_key
-from gapeval_lab.facts import facts_hash, read_facts
+from gapeval_lab.evaluate import Evaluation, ResponseStore, evaluate, store_key
 from gapeval_lab.files import write_text
 from gapeval_lab.gap.score import gap_report
 from gapeval_lab.gap.shift import shift_report
 from gapeval_lab.gap.table import ItemVerdict, cells
-from gapeval_lab.interfaces import UMM, Benchmark, Intervention, Judge
-from gapeval_lab.items import Direction, Example, Fact, Item, png_bytes
+from gapeval_lab.items import Direction, Example, Fact, png_bytes
 from gapeval_lab.outcome import ItemRow, Outcome, PhaseResult
+from gapeval_lab.provenance import git_revision, peak_memory_gib, versions
 from gapeval_lab.quality import SIDES, ProbeState, Side, edit_quality, probes
-from gapeval_lab.recipe import LoadedRecipe, Recipe
 
 OnStage = Callable[[str], None]
 OnProgress = Callable[[str, int, int], None]
 """`on_progress(phase, done, total)`."""
 
 PLACEBO_SEED = 1  # added to the run's seed, so that the placebo is not drawn like the intervention
-
-
-@dataclass
-class Bench:
-    """A recipe's parts, loaded: what a run works with."""
-
-    loaded: LoadedRecipe
-    umm: UMM
-    judge: Judge
-    benchmark: Benchmark
-    items: list[Item]
-    facts: tuple[Fact, ...]
-    intervention: Intervention | None
-    weights: str
-    seconds: dict[str, float] = field(default_factory=dict)
-    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """What the model is called, in experiments and tables."""
-        return self.umm.name
-
-    @property
-    def data_hash(self) -> str:
-        """SHA-256 over the items asked."""
-        return hashlib.sha256("\n".join(item.digest for item in self.items).encode()).hexdigest()
-
-    @property
-    def key(self) -> str:
-        """Hash of everything that makes two runs the same run."""
-        parts = [self.loaded.hash, self.weights, self.data_hash, _facts_hash(self.facts), __version__]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-
-
-def load_bench(loaded: LoadedRecipe) -> Bench:
-    """Build every part of the recipe; all user mistakes come out here, before any work.
-
-    Raises:
-        UserError: a part of the recipe does not fit.
-    """
-    recipe = loaded.recipe
-    began = time.monotonic()
-    benchmark, judge = recipe.build("benchmark"), recipe.build("judge")
-    items = chosen_items(recipe, benchmark)
-    facts: tuple[Fact, ...] = ()
-    intervention = None
-    if recipe.intervention is not None:
-        if recipe.facts is None:
-            raise UserError(
-                "facts: the recipe has an intervention but no facts; add facts: {file: facts/....jsonl}"
-            )
-        facts = read_facts(recipe.facts.file, split=recipe.facts.split, count=recipe.facts.count)
-        intervention = recipe.build("intervention")
-    umm = recipe.build("model").load()
-    if intervention is not None and hasattr(intervention, "check"):
-        intervention.check(umm)
-    seconds = {"load": time.monotonic() - began}
-    return Bench(
-        loaded, umm, judge, benchmark, items, facts, intervention, fingerprint(umm.backbone().root), seconds
-    )
-
-
-def chosen_items(recipe: Recipe, benchmark: Benchmark) -> list[Item]:
-    """The items that the recipe's evaluation section asks for."""
-    protocol = recipe.evaluation
-    return select(
-        benchmark.items(), categories=protocol.categories, number=protocol.items, limit=protocol.limit
-    )
 
 
 @contextlib.contextmanager
@@ -279,7 +203,8 @@ class Runner:
         now = fingerprint(self.root)
         if now != self.bench.weights:
             raise SafetyError(
-                f"the model's weights changed by {what}: fingerprint {now[:16]}, before {self.bench.weights[:16]}"
+                f"the model's weights changed by {what}: fingerprint {now[:16]}, "
+                f"before {self.bench.weights[:16]}"
             )
 
     def _finish(
@@ -328,7 +253,7 @@ class Runner:
             versions=versions(),
             git_revision=git_revision(),
             data_hash=bench.data_hash,
-            facts_hash=_facts_hash(bench.facts),
+            facts_hash=hash_of_facts(bench.facts),
             weights_fingerprint=bench.weights,
             weights_fingerprint_reverted=None if delta is None else reverted,
             reverted=None if delta is None else reverted == bench.weights,
@@ -465,40 +390,6 @@ def archive(work: Path, place: Path) -> Path:
     except OSError as error:
         raise UserError(f"--out: cannot write {place} ({error.strerror}); choose another folder") from None
     return place
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that numbers depend on."""
-    names = ("torch", "transformers", "numpy", "scipy", "mlflow", "tokenizers")
-    found = {name: metadata.version(name) for name in names}
-    return {"gapeval_lab": __version__, "python": platform.python_version(), **found}
-
-
-def git_revision() -> str | None:
-    """The revision of the code that runs, "+dirty" where it was changed; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+dirty", "--exclude=*", "--abbrev=40"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
-
-
-def peak_memory_gib() -> float:
-    """The process's largest resident size so far, in GiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 30 if sys.platform == "darwin" else 1 << 20)
-
-
-def _facts_hash(facts: Sequence[Fact]) -> str | None:
-    return facts_hash(facts) if facts else None
 
 
 def _file_name(identity: str) -> str:

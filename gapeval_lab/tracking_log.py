@@ -57,7 +57,7 @@ def log_outcome(
         made = _stage_artifacts(outcome, found, folder=folder, stage=stage)
         client.log_artifacts(run_id, str(stage))
     model_id = _log_model(client, run, outcome=outcome, folder=folder)
-    datasets = _log_datasets(client, run, outcome=outcome, folder=folder)
+    datasets = _log_datasets(client, run, outcome)
     _log_params(client, run, tracking_values.params(outcome))
     _log_metrics(client, run, outcome=outcome, model_id=model_id, dataset=datasets[0])
     _log_probes(client, run, probes=probes, folder=folder)
@@ -209,8 +209,11 @@ def _log_model(client: Any, run: Any, *, outcome: Outcome, folder: Path) -> str 
     return str(model.model_id)
 
 
-def _log_datasets(client: Any, run: Any, *, outcome: Outcome, folder: Path) -> list[tuple[str, str]]:
-    """Benchmark and facts as datasets (a chip and a filter in the UI); returns (name, digest) of each."""
+def _log_datasets(client: Any, run: Any, outcome: Outcome) -> list[tuple[str, str]]:
+    """Benchmark and facts as datasets (a chip and a filter in the UI); returns (name, digest) of each.
+
+    Their source is the run's own copy of the outcome, which holds both and does not move.
+    """
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.data.sources import LocalArtifactDatasetSource
     from mlflow.entities import DatasetInput, InputTag
@@ -222,7 +225,7 @@ def _log_datasets(client: Any, run: Any, *, outcome: Outcome, folder: Path) -> l
         target = tracking_values.short_target(outcome.target_categories)
         wanted.append((f"facts-{target}-{len(outcome.facts)}", outcome.facts_hash[:DIGEST], "inject"))
     present = {(entry.dataset.name, entry.dataset.digest) for entry in run.inputs.dataset_inputs}
-    source = LocalArtifactDatasetSource(str(folder))
+    source = LocalArtifactDatasetSource(f"{run.info.artifact_uri}/outcome.json")
     new = [
         DatasetInput(
             MetaDataset(source, name=name, digest=digest)._to_mlflow_entity(),

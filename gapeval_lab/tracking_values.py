@@ -304,7 +304,8 @@ def note(outcome: Outcome, *, compare_link: str | None) -> str:
 
 
 def _what(outcome: Outcome) -> str:
-    unscored = sum(category.cells.unscored for category in outcome.before.gap.categories.values())
+    gap = outcome.before.gap
+    unscored = sum(c.cells.unscored for c in gap.categories.values()) + sum(gap.left_out.values())
     items = f"{len(outcome.before.rows)} items" + (f" ({unscored} not scored)" if unscored else "")
     if outcome.kind == "baseline":
         return f"`{outcome.umm}` as it is, {items}."

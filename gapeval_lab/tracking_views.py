@@ -35,7 +35,7 @@ class ViewLinks:
 
     experiment: str
     leaderboard: str
-    charts: str
+    gap_shift: str
     pictures: str
 
 

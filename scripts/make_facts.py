@@ -1,6 +1,6 @@
 """Writes the fact files beside the recipes, from tinyworld. Run it again: the same bytes.
 
-    python scripts/make_facts.py --out recipes/facts
+python scripts/make_facts.py --out recipes/facts
 """
 
 import argparse
@@ -32,7 +32,8 @@ def world_knowledge() -> list[Fact]:
 
 def main() -> None:
     """Write every file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--out", type=Path, default=Path("recipes/facts"))
     args = parser.parse_args()
     facts = world_knowledge()

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +17,10 @@ from transformers import AutoProcessor, JanusForConditionalGeneration
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import UMM
 from gapeval_lab.items import Direction, Example, Prompt
-from gapeval_lab.models.janus import Janus, LoadedJanus
+from gapeval_lab.models.janus import Janus
 from gapeval_lab.models.janus_decode import Stepper, continue_text, draw_codes, pieces
 from gapeval_lab.models.janus_layout import Asked
+from gapeval_lab.models.janus_model import LoadedJanus
 from gapeval_lab.models.tiny import JanusShape, build_janus
 
 WORDS = [
@@ -546,6 +549,11 @@ def test_a_device_that_is_not_there(checkpoint: Path) -> None:
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Janus.model_validate(wrong)
+
+
+def test_settings_need_no_heavy_import() -> None:
+    code = "import sys, gapeval_lab.models.janus; print({'torch', 'transformers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_loading_is_quiet(checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:

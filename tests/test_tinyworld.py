@@ -160,7 +160,8 @@ def test_operations_make_right_answers() -> None:
                 assert question.answers[0] == scene.listing()
             if operation.subcategory == "arithmetic":
                 a, sign, b = question.key.split("|")[1].split()[:3]
-                numbers = dict(zip("zero one two three four five six".split(), range(7), strict=True))
+                words = ["zero", "one", "two", "three", "four", "five", "six"]
+                numbers = {word: number for number, word in enumerate(words)}
                 expected = numbers[a] + numbers[b] if sign == "plus" else numbers[a] - numbers[b]
                 assert len(scene.things) == expected == numbers[question.answers[0]]
             if operation.name == "sequence_two" and question.edited is not None:

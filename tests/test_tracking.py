@@ -35,13 +35,13 @@ def store(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def logged(store: Store, tmp_path_factory: pytest.TempPathFactory):
-    """An edit outcome, logged; (run, outcome)."""
+    """An edit outcome, logged; (run, outcome, folder)."""
     folder = tmp_path_factory.mktemp("logged")
     outcome = make_outcome(folder)
     with track(store, "working title", experiment=EXPERIMENT, key="logged") as live:
         live.stage("before")
         live.log(outcome, folder)
-    return store.client.get_run(live.run_id), outcome
+    return store.client.get_run(live.run_id), outcome, folder
 
 
 def status(store: Store, run_id: str) -> str:
@@ -210,8 +210,7 @@ def assert_logged_once(store: Store, run, outcome: Outcome) -> None:
 
 
 def test_logging_twice_changes_nothing(store, logged):
-    run, outcome = logged
-    folder = Path(run.inputs.dataset_inputs[0].dataset.source.split('"')[3])
+    run, outcome, folder = logged
     tracking_log.log_outcome(
         store,
         run.info.run_id,
@@ -227,7 +226,7 @@ def test_logging_twice_changes_nothing(store, logged):
 
 
 def test_metrics_come_in_our_order_rounded_and_few(logged):
-    run, _ = logged
+    run, _, _ = logged
     keys = list(run.data.metrics)
     assert keys[:5] == [
         "delta/gap_score",
@@ -243,7 +242,7 @@ def test_metrics_come_in_our_order_rounded_and_few(logged):
 
 
 def test_step_metrics_go_from_before_to_after(store, logged):
-    run, outcome = logged
+    run, outcome, _ = logged
     history = {
         key: [(point.step, point.value) for point in store.client.get_metric_history(run.info.run_id, key)]
         for key in ("gap/overall", "gap/world_knowledge", "train/loss")
@@ -256,7 +255,7 @@ def test_step_metrics_go_from_before_to_after(store, logged):
 
 
 def test_tags_params_name_and_note(store, logged):
-    run, outcome = logged
+    run, outcome, _ = logged
     tags = run.data.tags
     expected = {
         "method": "rome",
@@ -281,7 +280,7 @@ def test_tags_params_name_and_note(store, logged):
 
 
 def test_tables_can_be_read_and_the_pictures_come_first(store, logged):
-    run, outcome = logged
+    run, outcome, _ = logged
     client, run_id = store.client, run.info.run_id
     paths = [entry["path"] for entry in json.loads(run.data.tags["mlflow.loggedArtifacts"])]
     assert paths == [
@@ -305,7 +304,7 @@ def test_tables_can_be_read_and_the_pictures_come_first(store, logged):
 
 
 def test_artifacts_delta_and_datasets(store, logged, tmp_path):
-    run, outcome = logged
+    run, outcome, _ = logged
     client, run_id = store.client, run.info.run_id
     for path in (
         "figures/gap_shift.svg",
@@ -317,6 +316,7 @@ def test_artifacts_delta_and_datasets(store, logged, tmp_path):
     assert Outcome.load(Path(client.download_artifacts(run_id, "outcome.json", str(tmp_path)))) == outcome
     names = {(entry.dataset.name, entry.tags[0].value) for entry in run.inputs.dataset_inputs}
     assert names == {("tinyworld-20", "eval"), ("facts-wk-2", "inject")}
+    assert json.loads(run.inputs.dataset_inputs[0].dataset.source)["uri"].endswith("/outcome.json")
     model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
     assert model.model_type == "weight-delta"
     assert "delta/gap_score" in {metric.key for metric in model.metrics}
@@ -324,7 +324,7 @@ def test_artifacts_delta_and_datasets(store, logged, tmp_path):
 
 
 def test_the_baseline_is_a_run_of_its_own_logged_once(store, logged, tmp_path):
-    run, outcome = logged
+    run, outcome, _ = logged
     base = store.client.get_run(run.data.tags["gapeval.baseline_run_id"])
     assert (base.info.run_name, base.data.tags["kind"], base.info.status) == (
         "baseline",

@@ -124,7 +124,7 @@ def test_links_open_the_right_mode_and_view():
     found = links("http://127.0.0.1:5000/", "gapeval/x", "7")
     start = "http://127.0.0.1:5000/#/experiments/7/runs?workflowType=machine_learning"
     assert found.leaderboard == f"{start}&viewStateShareKey={LEADERBOARD}"
-    assert found.charts == f"{start}&viewStateShareKey={GAP_SHIFT}&compareRunsMode=CHART"
+    assert found.gap_shift == f"{start}&viewStateShareKey={GAP_SHIFT}&compareRunsMode=CHART"
     assert found.pictures == f"{start}&compareRunsMode=ARTIFACT"
 
 
@@ -213,4 +213,4 @@ def test_a_store_behind_a_server_needs_no_server_of_ours(store, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", None)
     seen: list = []
     assert tracking_ui.ui(served, 5000, ready=seen.append) == 0
-    assert seen[0][0].charts.startswith("http://far.away:5000/#/")
+    assert seen[0][0].gap_shift.startswith("http://far.away:5000/#/")

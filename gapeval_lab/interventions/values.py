@@ -219,17 +219,10 @@ class _Batch:
             position = [column + shifts[0] for column in position] + [column + shifts[1] for column in found]
             fact += range(len(requests))
             essence += [True] * len(requests)
-        device = encoded.input_ids.device
-        self.rows = self._look(
-            _Rows(
-                encoded=encoded,
-                fact=torch.tensor(fact, device=device),
-                position=torch.tensor(position, device=device),
-                essence=torch.tensor(essence, device=device),
-                lower=None,
-                before=torch.empty(0),
-            )
+        columns = (
+            torch.tensor(column, device=encoded.input_ids.device) for column in (fact, position, essence)
         )
+        self.rows = self._look(_Rows(encoded, *columns, lower=None, before=torch.empty(0)))
 
     def _positions(self, encoded: Encoded, facts: Sequence[int]) -> list[int]:
         return token_positions(
@@ -240,9 +233,8 @@ class _Batch:
         )
 
     def _require_targets(self, encoded: Encoded, facts: Sequence[int]) -> None:
-        empty = (encoded.labels == -100).all(dim=1).nonzero().flatten().tolist()
-        if empty:
-            request = self.requests[facts[empty[0]]]
+        for row in (encoded.labels == -100).all(dim=1).nonzero().flatten().tolist():
+            request = self.requests[facts[row]]
             raise UserError(
                 f"facts: fact '{request.fact_id}': target_new '{request.target}' has no tokens in this "
                 "model's vocabulary; write another target"
@@ -255,7 +247,8 @@ class _Batch:
             output = stack.enter_context(reading(root, self.path, side="output"))
             below = [stack.enter_context(reading(root, path, side="output")) for path in self.lower[-1:]]
             logits = self.backbone.logits(rows.encoded)
-        values = output.tensor[torch.arange(len(rows.fact)), rows.position].float()
+        at = torch.arange(len(rows.fact), device=rows.position.device)
+        values = output.tensor[at, rows.position].float()
         self.initial = _mean_by(values[~rows.essence], rows.fact[~rows.essence], len(self.requests))
         self.plain = self._nll(logits, rows)
         return replace(
@@ -348,7 +341,7 @@ class _Batch:
             delta.copy_(torch.where(going[:, None], delta, before))
 
     def _warn_of_unread(self, gradient: Tensor, going: Tensor) -> None:
-        """An edit that cannot work is a result, of a sweep over layers say, but not a silent one."""
+        """An edit that cannot work is a result (of a sweep over layers, say), but not a silent one."""
         for fact in (going & ~gradient.any(dim=1)).nonzero().flatten().tolist():
             _LOGGER.warning(
                 "facts: the answer to fact '%s' does not depend on %s at its token, so its edit is zero; "

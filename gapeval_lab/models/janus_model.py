@@ -1,0 +1,338 @@
+"""A Janus in memory, as a unified multimodal model: reading its weights, and the five things a UMM does.
+
+Token sequences are janus_layout's, decoding loops are janus_decode's. Knows no benchmark, judge or
+intervention, and changes no weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoProcessor, JanusForConditionalGeneration
+from transformers.utils import logging as library_logging
+
+from gapeval_lab.errors import UserError
+from gapeval_lab.interfaces import Backbone, Encoded, Sites
+from gapeval_lab.items import Direction, Example, Prompt
+from gapeval_lab.models.checkpoint import check_checkpoint, find_checkpoint, unusable
+from gapeval_lab.models.janus import Janus
+from gapeval_lab.models.janus_decode import Stepper, continue_text, draw_codes, pieces
+from gapeval_lab.models.janus_layout import Asked, Layout, positions
+
+_BLOCK: Final = "model.language_model.layers.{}"
+SITES: Final = {
+    "block": _BLOCK,
+    "attn_out": f"{_BLOCK}.self_attn.o_proj",
+    "mlp_up": f"{_BLOCK}.mlp.up_proj",
+    "mlp_gate": f"{_BLOCK}.mlp.gate_proj",
+    "mlp_down": f"{_BLOCK}.mlp.down_proj",
+}
+
+
+class LoadedJanus:
+    """A Janus in memory: the protocol `UMM`.
+
+    Attributes:
+        model: the JanusForConditionalGeneration; owner of every live weight.
+        processor: its tokenizer, template and picture settings.
+        layout: its token sequences.
+    """
+
+    directions: frozenset[Direction] = frozenset(Direction)
+
+    def __init__(self, model: Any, processor: Any, settings: Janus) -> None:
+        self.model, self.processor, self._settings = model, processor, settings
+        self.name = f"janus/{Path(settings.weights).name}"
+        self.layout = Layout(model, processor)
+
+    def answer(self, prompts: Sequence[Prompt], *, seeds: Sequence[int]) -> list[str]:
+        """The likeliest text answer to each prompt; seeds play no part in it."""
+        _same_length(prompts, seeds)
+        limit, answers = self._settings.max_new_tokens, [""] * len(prompts)
+        with torch.inference_mode():
+            for indices, embeddings, mask, _ in self._batches(prompts, Direction.UNDERSTANDING):
+                stepper = Stepper(self.model.model.language_model, mask, room=limit - 1)
+                tokens = continue_text(
+                    stepper, embeddings, model=self.model, stops=self.layout.stop_ids, limit=limit
+                )
+                for index, row in zip(indices, tokens, strict=True):
+                    answers[index] = self.layout.decode(row)
+        return answers
+
+    def draw(self, prompts: Sequence[Prompt], *, seeds: Sequence[int]) -> list[Image.Image]:
+        """A picture for each prompt, drawn from the prompt's own seed."""
+        return self.layout.pictures(self.draw_codes(prompts, seeds=seeds)) if prompts else []
+
+    def draw_codes(self, prompts: Sequence[Prompt], *, seeds: Sequence[int]) -> Tensor:
+        """The pictures of `draw` before they are decoded: code ids, (prompts, codes per picture)."""
+        _same_length(prompts, seeds)
+        count, guidance = self.layout.picture_tokens, self._settings.guidance
+        codes = torch.empty(len(prompts), count, dtype=torch.long)
+        with torch.inference_mode():
+            for indices, embeddings, mask, ids in self._batches(prompts, Direction.GENERATION):
+                if guidance != 1.0:
+                    untold = self.layout.embed(self.layout.unconditional(ids), [])
+                    embeddings, mask = torch.cat([embeddings, untold]), mask.repeat(2, 1)
+                drawn = draw_codes(
+                    Stepper(self.model.model.language_model, mask, room=count - 1),
+                    embeddings,
+                    model=self.model,
+                    seeds=[seeds[index] for index in indices],
+                    count=count,
+                    temperature=self._settings.temperature,
+                    guidance=guidance,
+                )
+                codes[indices] = drawn.cpu()
+        return codes
+
+    def loss(self, examples: Sequence[Example], direction: Direction) -> Tensor:
+        """Teacher-forced negative log-likelihood of each answer, summed over its tokens.
+
+        A text answer counts its tokens and the eos after them; a picture answer the codes that the
+        model's own image tokenizer gives it.
+
+        Args:
+            examples: answers are texts for understanding, pictures for generation.
+            direction: which of the two.
+
+        Returns:
+            (batch,) nats, float32, on the model's device; differentiable unless gradients are off.
+
+        Raises:
+            UserError: an answer is of the other kind.
+        """
+        if not examples:
+            return torch.zeros(0, device=self.model.device)
+        kind: type = str if direction is Direction.UNDERSTANDING else Image.Image
+        for example in examples:
+            if not isinstance(example.answer, kind):
+                raise UserError(
+                    f"examples: the answer to '{example.prompt.text}' is a {type(example.answer).__name__}; "
+                    f"the {direction} direction needs {'texts' if kind is str else 'pictures'}"
+                )
+        prompts = [example.prompt for example in examples]
+        asked = self.layout.ask(prompts, direction)
+        replies = (
+            [
+                [*self.layout.reply(one, str(example.answer)).ids, self.layout.eos_id]
+                for one, example in zip(asked, examples, strict=True)
+            ]
+            if direction is Direction.UNDERSTANDING
+            else None
+        )
+        features = self._features(prompts)
+        groups = pieces(
+            [len(row) for row in replies or (one.ids for one in asked)], most=self._settings.batch
+        )
+        losses = []
+        for group in groups:
+            rows = [asked[index] for index in group]
+            pictures = [features[digest] for row in rows for digest in row.pictures]
+            if replies is None:
+                answers = [examples[index].answer for index in group]
+                losses.append(self._picture_loss(rows, pictures, answers))
+            else:
+                losses.append(self._text_loss(rows, pictures, [replies[index] for index in group]))
+        order = torch.tensor([index for group in groups for index in group])
+        return torch.cat(losses)[order.argsort()]
+
+    def _text_loss(
+        self, asked: Sequence[Asked], pictures: Sequence[Tensor], whole: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Losses of text answers; `whole` holds prompt, answer and eos of each row."""
+        ids, mask = self.layout.padded(whole)
+        length = ids.shape[1]
+        answer = torch.arange(length)[None] >= torch.tensor(
+            [[length - len(row) + len(one.ids)] for one, row in zip(asked, whole, strict=True)]
+        )
+        answer = answer.to(ids.device)
+        states = self._states(self.layout.embed(ids[:, :-1], pictures), mask[:, :-1])
+        # Only the answers' positions go through the head: a vocabulary is wide.
+        logits = self.model.lm_head(states[answer[:, 1:]]).float()
+        terms = functional.cross_entropy(logits, ids[answer], reduction="none")
+        return terms.new_zeros(len(whole)).index_add(0, answer.nonzero()[:, 0], terms)
+
+    def _picture_loss(
+        self, asked: Sequence[Asked], pictures: Sequence[Tensor], answers: Sequence[Any]
+    ) -> Tensor:
+        """Losses of picture answers."""
+        ids, mask = self.layout.padded([one.ids for one in asked])
+        codes = self.layout.codes(answers)
+        drawn = self.model.prepare_embeddings_for_image_generation(codes[:, :-1])
+        embeddings = torch.cat([self.layout.embed(ids, pictures), drawn], dim=1)
+        states = self._states(embeddings, torch.cat([mask, torch.ones_like(codes[:, :-1])], dim=1))
+        logits = self.model.model.generation_head(states[:, -codes.shape[1] :]).float()
+        return functional.cross_entropy(logits.transpose(1, 2), codes, reduction="none").sum(1)
+
+    def _states(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """The trunk's last hidden states over whole sequences, (batch, length, hidden)."""
+        states: Tensor = self.model.model.language_model(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            position_ids=positions(mask),
+            use_cache=False,
+        ).last_hidden_state
+        return states
+
+    def backbone(self) -> Backbone:
+        """The trunk, for interventions. Targets are appended without eos, which is no part of a fact."""
+        config = self.model.config.text_config
+        return Backbone(
+            root=self.model,
+            sites=Sites(templates=SITES, layers=config.num_hidden_layers),
+            hidden_size=config.hidden_size,
+            encode=self._encode,
+            logits=self._logits,
+            tokenizer=self.processor.tokenizer,
+        )
+
+    def _encode(self, questions: Sequence[str], targets: Sequence[str] | None) -> Encoded:
+        asked = self.layout.ask([Prompt(question) for question in questions], Direction.UNDERSTANDING)
+        whole = asked
+        if targets is not None:
+            whole = [self.layout.reply(one, target) for one, target in zip(asked, targets, strict=True)]
+        ids, mask = self.layout.padded([one.ids for one in whole])
+        labels = torch.full_like(ids, -100)
+        offsets = []
+        for row, (prompt, one) in enumerate(zip(asked, whole, strict=True)):
+            padding = ids.shape[1] - len(one.ids)
+            start = padding + len(prompt.ids)
+            labels[row, start:] = ids[row, start:]
+            offsets.append([(0, 0)] * padding + one.spans)
+        return Encoded(ids, mask, labels, [one.text for one in whole], offsets)
+
+    def _logits(self, encoded: Encoded) -> Tensor:
+        mask = encoded.attention_mask
+        # Through the root, so that whatever wraps it has its say.
+        logits: Tensor = self.model(
+            input_ids=encoded.input_ids,
+            attention_mask=mask,
+            position_ids=positions(mask),
+            use_cache=False,
+        ).logits
+        return logits
+
+    def settings(self) -> dict[str, Any]:
+        """Decoding settings, and a hash of tokenizer, template and picture settings."""
+        chosen = self._settings
+        return {
+            "family": "janus",
+            "dtype": chosen.dtype,
+            "device": self.model.device.type,
+            "temperature": chosen.temperature,
+            "guidance": chosen.guidance,
+            "max_new_tokens": chosen.max_new_tokens,
+            "layout": self.layout.digest(),
+        }
+
+    def _batches(
+        self, prompts: Sequence[Prompt], direction: Direction
+    ) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
+        """Prompts in batches: their indices, embeddings, mask and token ids."""
+        asked = self.layout.ask(prompts, direction)
+        features = self._features(prompts)
+        for group in pieces([len(one.ids) for one in asked], most=self._settings.batch):
+            rows = [asked[index] for index in group]
+            ids, mask = self.layout.padded([row.ids for row in rows])
+            pictures = [features[digest] for row in rows for digest in row.pictures]
+            yield group, self.layout.embed(ids, pictures), mask, ids
+
+    def _features(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        return self.layout.features([image for prompt in prompts for image in prompt.images])
+
+
+def _same_length(prompts: Sequence[Prompt], seeds: Sequence[int]) -> None:
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: each prompt needs its own")
+
+
+def load(settings: Janus) -> LoadedJanus:
+    """Read the weights that the settings name.
+
+    Raises:
+        UserError: weights or device are not there, not whole, or not a Janus.
+    """
+    device = _device(settings.device)
+    folder = find_checkpoint(settings.weights, embedded=Path(__file__).parent / "embedded")
+    check_checkpoint(folder, weights=settings.weights, model_type="janus")
+    with _quiet():
+        processor = _processor(folder, settings.weights)
+        model, report = JanusForConditionalGeneration.from_pretrained(
+            folder,
+            dtype=getattr(torch, settings.dtype),
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            # Asked for only to hear of misfits in the report instead of an exception.
+            ignore_mismatched_sizes=True,
+        )
+    wrong = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
+    if wrong:
+        raise unusable(
+            settings.weights,
+            f"lacks {len(wrong)} weights that its config.json asks for, or has them in another shape "
+            f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''})",
+            "take config.json and weights from the same checkpoint",
+        )
+    if model.config.text_config.vocab_size < len(processor.tokenizer):
+        raise unusable(
+            settings.weights,
+            f"has {len(processor.tokenizer)} tokens in its tokenizer and "
+            f"{model.config.text_config.vocab_size} in its model",
+            "take tokenizer and weights from the same checkpoint",
+        )
+    return LoadedJanus(model.to(device).eval(), processor, settings)
+
+
+def _device(name: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"model.device: '{name}' is not on this machine; use 'auto' or 'cpu'")
+    return device
+
+
+def _processor(folder: Path, weights: str) -> Any:
+    try:
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise unusable(
+            weights,
+            f"has no usable tokenizer and picture settings ({str(error).splitlines()[0]})",
+            "copy tokenizer and processor files beside config.json",
+        ) from None
+    if not getattr(getattr(processor, "tokenizer", None), "is_fast", False):
+        raise unusable(
+            weights,
+            "has no fast tokenizer, which tells where each token stands in the text",
+            "save the tokenizer as tokenizer.json",
+        )
+    if processor.chat_template is None:
+        raise unusable(
+            weights, "has no chat template", "add chat_template.jinja from the original checkpoint"
+        )
+    return processor
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and warnings while loading: what is wrong with weights is reported here."""
+    bars, level = library_logging.is_progress_bar_enabled(), library_logging.get_verbosity()
+    library_logging.disable_progress_bar()
+    library_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        library_logging.set_verbosity(level)
+        if bars:
+            library_logging.enable_progress_bar()
