@@ -68,7 +68,7 @@ def load_bench(loaded: LoadedRecipe) -> Bench:
         facts = read_facts(recipe.facts.file, split=recipe.facts.split, count=recipe.facts.count)
         intervention = recipe.build("intervention")
     umm = recipe.build("model").load()
-    if intervention is not None and hasattr(intervention, "check"):
+    if intervention is not None:
         intervention.check(umm)
     seconds = {"load": time.monotonic() - began}
     return Bench(

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -112,10 +112,11 @@ def list_(
     else:
         from gapeval_lab import registry
 
-        if what not in registry.KINDS:
-            options = ", ".join(["recipes", "runs", *registry.KINDS])
+        kind = next((kind for kind in get_args(registry.Kind) if kind == what), None)
+        if kind is None:
+            options = ", ".join(["recipes", "runs", *get_args(registry.Kind)])
             raise UserError(f"ls: '{what}' cannot be listed; choose from {options}")
-        for name in registry.names(what):
+        for name in registry.names(kind):
             print(name)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.items import Direction, Example, Fact, Item, Prompt, Response, Verdict
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Log = Callable[[str, float, int], None]
 """`log(name, value, step)`: how an intervention reports a curve while it fits."""
+
+
+Side = Literal["text", "image", "both"]
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ class Judge(Protocol):
 
 @runtime_checkable
 class Intervention(Protocol):
-    """Frozen settings with one verb. Its fields are the hyperparameters, everywhere.
+    """Frozen settings with one verb, and a look before it. Its fields are the hyperparameters, everywhere.
 
     Promise, tested for all: on return the model is bit-identical (same module objects, same
     requires_grad, same train mode), global random state is as it was, and the same seed gives
@@ -171,8 +174,16 @@ class Intervention(Protocol):
     """
 
     @property
-    def direction(self) -> str:
+    def direction(self) -> Side:
         """The side that the intervention learns from."""
+        ...
+
+    def check(self, umm: UMM) -> None:
+        """Refuse a model that the settings do not fit, before anything is measured.
+
+        Raises:
+            UserError: a site or a layer that the model does not have.
+        """
         ...
 
     def fit(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from gapeval_lab.delta import LowRank, WeightDelta
-from gapeval_lab.interfaces import Backbone, Encoded, Log, Sites
+from gapeval_lab.interfaces import Backbone, Encoded, Log, Side, Sites
 from gapeval_lab.items import Direction, Example, Fact, Item, Prompt, Response, Verdict
 
 Tell = Callable[[Prompt, int], str]
@@ -102,9 +102,12 @@ class ScriptedIntervention(BaseModel):
     size: float = 1.0
 
     @property
-    def direction(self) -> str:
+    def direction(self) -> Side:
         """The text side."""
         return "text"
+
+    def check(self, umm: Any) -> None:
+        """Fits every scripted model."""
 
     def fit(
         self,

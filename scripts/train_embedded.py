@@ -133,9 +133,12 @@ def train_tokenizer(model: Any, codes: Codes, *, seed: int, steps: int, log: Any
         weight = torch.where(truth == 0, 0.1, 1.0).flatten()  # most patches are background
         losses = F.cross_entropy(logits.flatten(0, 2), truth.flatten(), reduction="none")
         code_loss = (losses * weight).sum() / weight.sum() + 0.1 * length
-        pixel_loss = (vq.decode(truth) - images).abs().mean()
+        # The things count more than the background around them, and far misses more than near ones.
+        miss = vq.decode(truth) - images
+        thing = torch.where((images < 1).any(dim=1, keepdim=True), 3.0, 1.0)
+        pixel_loss = ((miss.abs() + 2 * miss.square()) * thing).mean()
         optimiser.zero_grad()
-        (code_loss + 4 * pixel_loss).backward()
+        (code_loss + pixel_loss).backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         if step % 100 == 0 or step == steps - 1:
@@ -265,7 +268,7 @@ class Data:
     def drawing_rows(self, questions: list[Question], picture: bool, rng: np.random.Generator) -> Batch:
         """Question -> drawing, or picture and question -> edited picture."""
         prompts = [self.prompt(q.generate, picture, draws=True) for q in questions]
-        codes = torch.tensor([self.codes.of(draw_target(q.target, rng)) for q in questions])
+        codes = torch.tensor([self.codes.of(draw_target(q.target)) for q in questions])
         count = codes.shape[1]
         length = max(len(p) for p in prompts) + count - 1
         ids = torch.full((len(prompts), length), self.pad)
@@ -288,7 +291,7 @@ class Data:
         told += [self.sample("text", False, rng) for _ in range(mixture.text - known)]
         yield "text", self.text_rows(told, False)
         yield "seen", self.text_rows([self.sample("text", True, rng) for _ in range(mixture.seen)], True)
-        known = mixture.drawn * 2 // 3
+        known = mixture.drawn // 2
         shown = [choose(self.shown) for _ in range(known)]
         shown += [self.sample("image", False, rng) for _ in range(mixture.drawn - known)]
         yield "drawn", self.drawing_rows(shown, False, rng)
@@ -389,7 +392,7 @@ def optimisers(model: Any, muon_lr: float, adam_lr: float) -> list[torch.optim.O
     ]
 
 
-WEIGHTS = {"text": 1.0, "seen": 1.0, "drawn": 3.0, "edited": 3.0}
+WEIGHTS = {"text": 1.0, "seen": 2.0, "drawn": 2.0, "edited": 3.0}
 
 
 def train(model: Any, data: Data, args: argparse.Namespace, work: Path, log: Any) -> None:
@@ -443,16 +446,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("build/embedded"), help="checkpoints and log")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--tokenizer-steps", type=int, default=2000)
+    parser.add_argument("--tokenizer-steps", type=int, default=2500)
     parser.add_argument("--eyes-steps", type=int, default=250)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--mixture", type=int, nargs=4, default=(48, 24, 40, 24))
+    parser.add_argument("--mixture", type=int, nargs=4, default=(36, 36, 32, 32))
     parser.add_argument("--muon-lr", type=float, default=3e-3)
     parser.add_argument("--adam-lr", type=float, default=2e-3)
     parser.add_argument("--drop", type=float, default=0.05, help="share of drawings without their condition")
     parser.add_argument("--every", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    began = time.monotonic()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -477,6 +481,7 @@ def main() -> None:
     if not (args.work / "trunk.pt").exists():
         train_eyes(model, data.codes, seed=args.seed, steps=args.eyes_steps, log=log)
     train(model, data, args, args.work, log)
+    log("end", args.steps - 1, minutes=(time.monotonic() - began) / 60)
     model.to(torch.float16).save_pretrained(args.out)
     processor.save_pretrained(args.out)
 

@@ -45,14 +45,18 @@ ARROWS: dict[str, set[str]] = {
     # running
     "quality": {"evaluate", "gap", "outcome", "interfaces", "items", "errors"},
     "evaluate": {"delta", "gap", "outcome", "interfaces", "items", "errors", "files"},
+    "provenance": set(),
+    "bench": {"evaluate", "recipe", "delta", "facts", "interfaces", "items", "errors"},
     "run": {
-        *("evaluate", "recipe", "delta", "gap", "outcome", "facts", "quality"),
+        *("bench", "evaluate", "recipe", "delta", "gap", "outcome", "facts", "quality", "provenance"),
         *("interfaces", "items", "errors", "files"),
     },
+    "testing": {"delta", "interfaces", "items"},
     # telling
     "tracking": {"run", "outcome", "recipe", "gap", "report", "errors", "files"},
     "search": {"tracking", "run", "outcome", "recipe", "gap", "errors", "files"},
     "report": {"gap", "outcome", "errors", "files"},
+    "scoring": {"gap", "report"},
     "cli": EVERYTHING,
 }
 """Who may import whom inside the package, anywhere in the file; its own folder or family always."""
@@ -72,9 +76,7 @@ HEAVY: dict[str, set[str]] = {
     "interventions": {"torch", "scipy"},
     "judges": {"scipy"},
     "report": {"matplotlib"},
-    "evaluate": {"torch"},
-    "quality": {"torch"},
-    "run": {"torch"},
+    "testing": {"torch"},
     "search": {"optuna"},
 }
 """Which heavy packages a module may import when it is imported. Inside functions all may, but see OWNERS."""

@@ -121,7 +121,10 @@ def test_all_bad_rows_stand_in_one_message(tmp_path):
         ('{"m": [[1' + "0" * 400 + ", 0, 0, 0]]}", "too large"),
         ('{"m": [[0, 0, 0, 0]]}', "(sum 0) is empty"),
         ('{"m": [[3, 4.5, 1, 0]]}', "sums to 8.5, not 1, and is not whole counts"),
-        ('{"m": [[3, 4, 1, 0], [0.5, 0.5, 0, 0]]}', "row 1: [3, 4, 1, 0] sums to 8, beside rows of proportions"),
+        (
+            '{"m": [[3, 4, 1, 0], [0.5, 0.5, 0, 0]]}',
+            "row 1: [3, 4, 1, 0] sums to 8, beside rows of proportions",
+        ),
     ],
 )
 def test_bad_files_are_refused(tmp_path, text, part):

@@ -306,6 +306,22 @@ def test_pictures_are_rounded_rgb_of_the_models_size(greedy: LoadedJanus) -> Non
             assert list(picture.getpixel((x, y))) == expected  # type: ignore[arg-type]
 
 
+def test_pictures_are_always_decoded_in_full_batches(greedy: LoadedJanus) -> None:
+    # Another batch size may take another kernel, and its last digits another side of a rounding.
+    sizes: list[int] = []
+    decoder = greedy.model.model.vqmodel.decoder
+    handle = decoder.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
+    codes = torch.randint(0, SHAPE.codes, (11, 16), generator=torch.Generator().manual_seed(0))
+    try:
+        together = greedy.layout.pictures(codes)
+        alone = [greedy.layout.pictures(code[None])[0] for code in codes]
+    finally:
+        handle.remove()
+    assert [one.tobytes() for one in together] == [one.tobytes() for one in alone]
+    assert len(sizes) == 13
+    assert len(set(sizes)) == 1
+
+
 # --- losses -------------------------------------------------------------------------------------------
 
 

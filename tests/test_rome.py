@@ -17,15 +17,10 @@ from gapeval_lab.delta import LowRank, WeightDelta
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import Backbone
 from gapeval_lab.interventions.moments import SecondMoment, second_moment
+from gapeval_lab.interventions.request import ValueRequest, value_request
 from gapeval_lab.interventions.rome import Rome, rank_one
 from gapeval_lab.interventions.trace import changing, inputs_at, left_as_found, reading
-from gapeval_lab.interventions.values import (
-    Value,
-    ValueRequest,
-    ValueSettings,
-    optimise_values,
-    value_request,
-)
+from gapeval_lab.interventions.values import Value, ValueSettings, optimise_values
 from gapeval_lab.items import Fact, Item, Prompt
 
 STEPS = 80
@@ -306,9 +301,10 @@ def naive_loss(
             label = int(encoded.labels[0, column])
             if label != -100:
                 total -= float(found[column - 1, label]) / len(one.contexts)
-    (_, before), (_, after) = logprobs(one.essence, None, False), logprobs(one.essence, None, True)
-    p, q = (before[-1], after[-1]) if method.kl_order == "original_edited" else (after[-1], before[-1])
-    total += method.kl_factor * float((p.exp() * (p - q)).sum())
+    for prompt in one.essence:
+        (_, before), (_, after) = logprobs(prompt, None, False), logprobs(prompt, None, True)
+        p, q = (before[-1], after[-1]) if method.kl_order == "original_edited" else (after[-1], before[-1])
+        total += method.kl_factor * float((p.exp() * (p - q)).sum()) / len(one.essence)
     return total + method.weight_decay * float(delta.norm() ** 2 / initial.norm() ** 2)
 
 
@@ -440,15 +436,15 @@ def test_only_the_value_gets_a_gradient() -> None:
 
 
 def test_prefixes_are_the_ends_of_other_questions() -> None:
-    one = value_request(fact(0), TEXTS, seed=0, contexts=4, context_words=3, essence="{subject} is")
+    one = value_request(fact(0), TEXTS, seed=0, contexts=4, context_words=3, essence=("{subject} is",))
     own = question(fact(0).subject, "colour")
     assert one.contexts[0] == own and len(set(one.contexts)) == 5
     for context in one.contexts[1:]:
         prefix = context.removesuffix(f" {own}")
         assert len(prefix.split()) == 3 and fact(0).subject not in prefix
         assert any(text.endswith(prefix) for text in TEXTS)
-    assert one.essence == f"{fact(0).subject} is"
-    few = value_request(fact(0), [TEXTS[-1]], seed=0, contexts=4, context_words=3, essence="{subject}")
+    assert one.essence == (f"{fact(0).subject} is",)
+    few = value_request(fact(0), [TEXTS[-1]], seed=0, contexts=4, context_words=3, essence=("{subject}",))
     assert len(few.contexts) == 2
 
 
@@ -510,9 +506,10 @@ def broken(change: Any) -> Fact:
         (Rome(layer=0), [], "facts: none"),
         (Rome(layer=0), [broken({"subject": "aunt mary"})], "fact-0-colour.*aunt mary"),
         (Rome(layer=0), [broken({"target_new": ""})], "fact-0-colour.*target_new"),
+        (Rome(layer=0), [broken({"target_new": "  "})], "fact-0-colour.*target_new"),
         (Rome(layer=0, max_relative_norm=1e-3), [fact(0)], "fact-0-colour.*max_relative_norm"),
     ],
-    ids=["layer", "site", "not linear", "no facts", "subject", "target", "norm"],
+    ids=["layer", "site", "not linear", "no facts", "subject", "target", "blank target", "norm"],
 )
 def test_mistakes_are_named_and_leave_no_trace(method: Rome, facts: list[Fact], message: str) -> None:
     umm = tiny_umm(steps=STEPS)
@@ -542,7 +539,7 @@ def test_loss_that_is_not_a_number_names_the_fact(tmp_path: Path) -> None:
         {"layer": -1},
         {},
         {"layer": 0, "lr": 0.0},
-        {"layer": 0, "essence": "it is"},
+        {"layer": 0, "essence": ["it is"]},
         {"layer": 0, "ridge": "nan"},
     ],
 )
@@ -561,6 +558,25 @@ def test_cache_argument_and_moments_of_the_unedited_model(tmp_path: Path) -> Non
         umm.backbone(), "model.layers.1.mlp.down_proj", TEXTS, limit=1000, seed=0, cache=tmp_path
     )
     assert list(tmp_path.rglob("*.safetensors")) == [kept] and moment.tokens > 0
+
+
+def test_essence_prompts_that_name_the_relation_are_left_out() -> None:
+    asked = ("{subject} is", "the colour of {subject} ?", "the size of {subject} ?")
+    one = value_request(fact(0), TEXTS, seed=0, contexts=0, context_words=3, essence=asked)
+    assert fact(0).relation == "colour"
+    assert one.essence == (f"{fact(0).subject} is", f"the size of {fact(0).subject} ?")
+
+
+def test_several_essence_prompts_hold_the_value_back_more_than_none() -> None:
+    umm = tiny_umm(steps=STEPS)
+    loose = METHOD["llama"].model_copy(
+        update={"kl_factor": 0.0, "early_stop": None, "clamp_norm_factor": 100.0}
+    )
+    tight = loose.model_copy(update={"kl_factor": 5.0, "essence": ("{subject} is", "{subject}")})
+    free, held = (
+        find_values(umm, [request(fact(0), method)], method)[0].delta.norm() for method in (loose, tight)
+    )
+    assert held < free
 
 
 def test_essence_prompt_asks_for_the_subject_like_any_other() -> None:

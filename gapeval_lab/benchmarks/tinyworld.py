@@ -62,7 +62,7 @@ class TinyWorld(BaseModel):
 
     def illustrate(self, target: Mapping[str, Any]) -> Image.Image | None:
         """A picture that the target accepts, always the same one."""
-        return render(draw_target(target, np.random.default_rng(people.WORLD_SEED)))
+        return render(draw_target(target))
 
     def content_hash(self) -> str:
         """SHA-256 over every item's content."""
@@ -78,7 +78,6 @@ def to_item(question: Question, identity: str, tags: dict[str, str]) -> Item:
     """The question as a benchmark item, its pictures rendered."""
     shown = (render(question.shown),) if question.shown is not None else ()
     edited = shown if question.edited == question.shown else ()
-    rng = np.random.default_rng(int(hashlib.sha256(question.key.encode()).hexdigest()[:12], 16))
     return Item(
         id=identity,
         category=question.category,
@@ -87,7 +86,7 @@ def to_item(question: Question, identity: str, tags: dict[str, str]) -> Item:
         generate=Prompt(question.generate, edited),
         accepted=question.answers,
         target=question.target,
-        reference_images=(render(draw_target(question.target, rng)),),
+        reference_images=(render(draw_target(question.target)),),
         tags={"operation": question.operation, "taught": question.taught, **tags},
     )
 

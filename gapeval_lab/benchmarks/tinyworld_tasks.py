@@ -138,6 +138,14 @@ def _move(rng: np.random.Generator) -> _Made:
     return _edit(f"move the {old.name} to the {PLACES[free]}", scene, result)
 
 
+def _swap(rng: np.random.Generator) -> _Made:
+    scene = _some_scene(rng, 2, 3)
+    cells = [int(cell) for cell in rng.permutation(list(scene.placed))[:2]]
+    a, b = (scene.placed[cell] for cell in cells)
+    result = scene.with_cell(cells[0], b).with_cell(cells[1], a)
+    return _edit(f"swap the {a.name} and the {b.name}", scene, result)
+
+
 def _crowd(rng: np.random.Generator, most: int = 6) -> tuple[Thing, int, Scene]:
     """A scene with one to `most` of a thing among others."""
     wanted, *others = _distinct(rng, 3)
@@ -157,12 +165,13 @@ def _draw(rng: np.random.Generator) -> _Made:
     first, second = _distinct(rng, 2)
     a = int(rng.integers(1, 6))
     b = int(rng.integers(0, 7 - a))
-    things = {first.name: a} | ({second.name: b} if b else {})
-    parts = [counted(first, a)] + ([counted(second, b)] if b else [])
     scene = scatter([first] * a + [second] * b, rng)
+    counts = [(first, a)] + ([(second, b)] if b else [])
     if scene.things[0] != first:
-        parts.reverse()
+        counts.reverse()  # told in the order in which they are seen
+    parts = [counted(item, number) for item, number in counts]
     answers = tuple(dict.fromkeys((" and ".join(parts), " and ".join(reversed(parts)))))
+    things = {item.name: number for item, number in counts}
     return " and ".join(parts), "", answers, {"things": things}, scene, False
 
 
@@ -238,7 +247,8 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     Operation("recolour", INSTRUCTION, "recolour", "both", _recolour),
     Operation("add", INSTRUCTION, "add", "both", _add),
     Operation("remove", INSTRUCTION, "remove", "both", _remove),
-    Operation("move", INSTRUCTION, "move", "text", _move),
+    Operation("move", INSTRUCTION, "move", "both", _move),
+    Operation("swap", INSTRUCTION, "move", "text", _swap),
     Operation("count", NUMERICAL, "count", "both", _count),
     Operation("draw", NUMERICAL, "draw", "both", _draw),
     Operation("match", NUMERICAL, "as_many_as", "both", _match(1)),
@@ -246,9 +256,9 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     Operation("sort_up", REASONING, "polygon_order", "both", _sort(True)),
     Operation("sort_down", REASONING, "polygon_order", "text", _sort(False)),
     Operation("plus", REASONING, "arithmetic", "both", _arithmetic(True)),
-    Operation("minus", REASONING, "arithmetic", "image", _arithmetic(False)),
+    Operation("minus", REASONING, "arithmetic", "both", _arithmetic(False)),
     Operation("same_colour", REASONING, "same_as", "both", _same(True)),
-    Operation("same_shape", REASONING, "same_as", "text", _same(False)),
+    Operation("same_shape", REASONING, "same_as", "both", _same(False)),
     Operation("sequence_two", REASONING, "sequence", "both", _sequence(2)),
     Operation("sequence_three", REASONING, "sequence", "both", _sequence(3)),
 )
@@ -294,31 +304,28 @@ def _describe(rng: np.random.Generator) -> str:
     return str(_choice(rng, ("what is here ?", "tell me what you see .", "how many of what ?")))
 
 
-def draw_target(target: Mapping[str, Any], rng: np.random.Generator) -> Scene:
+def draw_target(target: Mapping[str, Any]) -> Scene:
     """A scene that the target accepts: the truth as a picture.
 
-    Where places are free, the things stand in a row of neighbouring cells that begins anywhere.
+    Where places are free, the things stand side by side from the top left on, in the target's order.
     """
     match dict(target):
         case {"grid": grid}:
             return Scene(tuple(None if name is None else thing(name) for name in grid))
         case {"things": things}:
-            groups = [[thing(name)] * number for name, number in things.items()]
-            ordered = [groups[i] for i in rng.permutation(len(groups))]
-            return _in_a_row([item for group in ordered for item in group], rng)
+            return _in_a_row([thing(name) for name, number in things.items() for _ in range(number)])
         case {"colour": colour}:
-            return _in_a_row([Thing(colour, "square")], rng)
+            return _in_a_row([Thing(colour, "square")])
         case {"shape": shape}:
-            return _in_a_row([Thing("black", shape)], rng)
+            return _in_a_row([Thing("black", shape)])
         case {"count": count}:
-            return _in_a_row([Thing("black", "square")] * count, rng)
+            return _in_a_row([Thing("black", "square")] * count)
         case _:
             raise ValueError(f"unknown kind of target: {dict(target)}")
 
 
-def _in_a_row(things: list[Thing], rng: np.random.Generator) -> Scene:
-    start = int(rng.integers(CELLS - len(things) + 1))
-    return Scene.of({start + i: item for i, item in enumerate(things)})
+def _in_a_row(things: list[Thing]) -> Scene:
+    return Scene.of(dict(enumerate(things)))
 
 
 __all__ = [

@@ -14,8 +14,9 @@ are fitted by 2,000 steps of AdamW; theta of the step with the lowest loss gives
 a = |theta_k0 - theta_k1| / (1 + |theta_k0 - theta_k1|), the gap sigmoid(logit a + 2.7 p00 - 1.05 p11).
 
 The value is an artefact of rounding as well as of the rows: the loss is flat along a common shift
-of theta, mu and beta, and float32 decides which step is lowest. So `fit` keeps the order of
-operations, and no number of it is shown without its rounding band.
+of theta, mu and beta, and float32 decides which step is lowest. Nor is the start safe: theta starts
+where the likelihood is flat, so the first gradient of beta is rounding noise, which AdamW turns into
+a full step. So `fit` keeps the order of operations, and no number of it is shown without its band.
 
 The gradient is written out with the kernels that autograd would call, on the same shapes and in its
 order of accumulation. It gives the same bits (a test compares them with autograd and torch's own
@@ -125,7 +126,7 @@ def bootstrap_interval(
 def fit(table: Floats, *, settings: FitSettings = PUBLISHED) -> Floats:
     """The published gaps of one model: (K, 4) proportions, rows summing to 1 -> (K,).
 
-    Takes about a second. Neither the number of threads nor any random state is changed for the
+    Takes one to two seconds. Neither the number of threads nor any random state is changed for the
     caller, whose gradient, autocast and default-device modes play no part.
 
     Raises:

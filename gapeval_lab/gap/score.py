@@ -127,7 +127,7 @@ def gap_report(
             both directions has no numbers: it stands in `left_out` and in no mean.
         seed: all randomness comes from it.
         replicates: bootstrap replicates, and exchanges for the overall null.
-        official: whether to run the published fit as well (about a second).
+        official: whether to run the published fit as well (one to two seconds).
 
     Raises:
         UserError: no category has an item scored in both directions.

@@ -29,13 +29,12 @@ from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import UMM, Backbone, Log
 from gapeval_lab.interventions.lookup import FactToken, token_positions
 from gapeval_lab.interventions.moments import SecondMoment, second_moment
+from gapeval_lab.interventions.request import ValueRequest, value_request
 from gapeval_lab.interventions.trace import inputs_at, left_as_found, module_at
 from gapeval_lab.interventions.values import (
     KlOrder,
-    ValueRequest,
     ValueSettings,
     optimise_values,
-    value_request,
 )
 from gapeval_lab.items import Fact
 
@@ -52,7 +51,8 @@ class Rome(BaseModel):
         weight_decay: weight of |delta|^2 / |v_init|^2.
         kl_factor: weight of the divergence after the essence prompt; 0 leaves it out.
         kl_order: which distribution comes first in it; the paper has `edited_original`.
-        essence: the prompt that must go on as before, with `{subject}` in it.
+        essence: prompts that must go on as before, with `{subject}` in them. One that names a fact's
+            relation is left out for that fact. The paper has one, "{subject} is a".
         clamp_norm_factor: longest delta, as a multiple of |v_init|.
         early_stop: loss at which the value is good enough; None runs all steps.
         contexts: how many times the question is also asked behind another text.
@@ -74,8 +74,8 @@ class Rome(BaseModel):
     lr: float = Field(default=0.5, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(default=1.5e-3, ge=0, allow_inf_nan=False)
     kl_factor: float = Field(default=0.0625, ge=0, allow_inf_nan=False)
-    kl_order: KlOrder = "original_edited"
-    essence: str = "{subject} is"
+    kl_order: KlOrder = "edited_original"
+    essence: tuple[str, ...] = ("{subject} is",)
     clamp_norm_factor: float = Field(default=4.0, gt=0, allow_inf_nan=False)
     early_stop: float | None = Field(default=0.05, gt=0, allow_inf_nan=False)
     contexts: int = Field(default=5, ge=0)
@@ -86,10 +86,15 @@ class Rome(BaseModel):
 
     @field_validator("essence")
     @classmethod
-    def _names_the_subject(cls, essence: str) -> str:
-        if "{subject}" not in essence:
-            raise ValueError("must hold {subject}")
+    def _names_the_subject(cls, essence: tuple[str, ...]) -> tuple[str, ...]:
+        if not all("{subject}" in template for template in essence):
+            raise ValueError("every one must hold {subject}")
         return essence
+
+    def check(self, umm: UMM) -> None:
+        """Refuse a site or layer that the model does not have, or that is not linear."""
+        backbone = umm.backbone()
+        _weight(backbone, backbone.sites.path(self.site, self.layer))
 
     def fit(
         self,

@@ -3,13 +3,13 @@
     delta*    what is added to the module's output m at the fact's token, (width,)
     v_init    the output before, averaged over contexts, (width,)
     x_j, p    contexts: texts put before the question p, the empty one included
-    o*        the target's tokens;  p' the essence prompt ("... is")
+    o*        the target's tokens;  p' the essence prompts ("... is"), averaged
     L(delta) = 1/N sum_j -log P[o* | x_j + p; m + delta]
-             + kl_factor * KL(P[. | p'] || P[. | p'; m + delta])
+             + kl_factor * KL(P[. | p'; m + delta] || P[. | p'])
              + weight_decay * |delta|^2 / |v_init|^2             with |delta| <= clamp * |v_init|
 
-After Meng et al. 2022 (arXiv 2202.05262), eq. 4, with the clamp of the authors' experiments; their
-equation has the divergence the other way round (`kl_order`). -log P sums over the target's tokens.
+After Meng et al. 2022 (arXiv 2202.05262), eq. 4, with the clamp of the authors' experiments. The
+divergence can be taken the other way round (`kl_order`). -log P sums over the target's tokens.
 
 Many facts are optimised in one batch; each keeps its own stop and clamp, so the result is the one
 it would have alone. Only `delta` gets a gradient, and blocks below the site run once. Chooses no
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -32,8 +31,8 @@ from torch import Tensor
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import Backbone, Encoded
 from gapeval_lab.interventions.lookup import FactToken, token_positions
+from gapeval_lab.interventions.request import ValueRequest
 from gapeval_lab.interventions.trace import changing, first_tensor, reading, replaying, with_first
-from gapeval_lab.items import Fact
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -65,17 +64,6 @@ class ValueSettings:
 
 
 @dataclass(frozen=True)
-class ValueRequest:
-    """One fact to find a value for: the questions that carry it and the prompt that must not move."""
-
-    fact_id: str
-    subject: str
-    target: str
-    contexts: tuple[str, ...]
-    essence: str
-
-
-@dataclass(frozen=True)
 class Value:
     """What was found for one fact.
 
@@ -88,37 +76,6 @@ class Value:
     delta: Tensor
     initial: Tensor
     losses: tuple[float, ...]
-
-
-def value_request(
-    fact: Fact, texts: Sequence[str], *, seed: int, contexts: int, context_words: int, essence: str
-) -> ValueRequest:
-    """The contexts of a fact: its edit wording alone, then behind the ends of other questions.
-
-    Prefixes are drawn for this fact alone, so other facts and their order change nothing; a text
-    that names the subject is never one. The prefix stands inside the user's turn.
-
-    Args:
-        fact: the fact.
-        texts: questions of the domain.
-        seed: of the draw.
-        contexts: number of prefixed questions (fewer if there are fewer texts).
-        context_words: a prefix is the last so many words of a text, its end included.
-        essence: template of p' with `{subject}` in it.
-    """
-    fragments = dict.fromkeys(
-        " ".join(text.split()[-context_words:]) for text in texts if fact.subject not in text
-    )
-    pool = [fragment for fragment in fragments if fragment]
-    drawn = random.Random(f"{seed}/{fact.id}").sample(pool, min(contexts, len(pool)))
-    question = fact.edit.understand.text
-    return ValueRequest(
-        fact_id=fact.id,
-        subject=fact.subject,
-        target=fact.target_new,
-        contexts=(question, *(f"{prefix} {question}" for prefix in drawn)),
-        essence=essence.replace("{subject}", fact.subject),
-    )
 
 
 def optimise_values(
@@ -212,17 +169,19 @@ class _Batch:
         fact = [index for index, _ in contexts]
         position = self._positions(encoded, fact)
         essence = [False] * len(contexts)
-        if settings.kl_factor > 0:
-            extra = backbone.encode([request.essence for request in requests], None)
-            found = self._positions(extra, list(range(len(requests))))
+        kept = [(index, text) for index, request in enumerate(requests) for text in request.essence]
+        if settings.kl_factor > 0 and kept:
+            extra = backbone.encode([text for _, text in kept], None)
+            owners = [index for index, _ in kept]
+            found = self._positions(extra, owners)
             encoded, shifts = _stack(encoded, extra)
             position = [column + shifts[0] for column in position] + [column + shifts[1] for column in found]
-            fact += range(len(requests))
-            essence += [True] * len(requests)
-        columns = (
-            torch.tensor(column, device=encoded.input_ids.device) for column in (fact, position, essence)
+            fact += owners
+            essence += [True] * len(kept)
+        at, columns, essences = (
+            torch.tensor(part, device=encoded.input_ids.device) for part in (fact, position, essence)
         )
-        self.rows = self._look(_Rows(encoded, *columns, lower=None, before=torch.empty(0)))
+        self.rows = self._look(_Rows(encoded, at, columns, essences, lower=None, before=torch.empty(0)))
 
     def _positions(self, encoded: Encoded, facts: Sequence[int]) -> list[int]:
         return token_positions(
@@ -233,12 +192,14 @@ class _Batch:
         )
 
     def _require_targets(self, encoded: Encoded, facts: Sequence[int]) -> None:
-        for row in (encoded.labels == -100).all(dim=1).nonzero().flatten().tolist():
-            request = self.requests[facts[row]]
-            raise UserError(
-                f"facts: fact '{request.fact_id}': target_new '{request.target}' has no tokens in this "
-                "model's vocabulary; write another target"
-            )
+        # Adapters may label an end-of-answer token even where the target is empty.
+        bare = (encoded.labels == -100).all(dim=1).tolist()
+        for request, empty in zip((self.requests[fact] for fact in facts), bare, strict=True):
+            if empty or not request.target.strip():
+                raise UserError(
+                    f"facts: fact '{request.fact_id}': target_new '{request.target}' has no tokens in this "
+                    "model's vocabulary; write another target"
+                )
 
     def _look(self, rows: _Rows) -> _Rows:
         """One pass over the unedited model: v_init, the essence distributions, the lower blocks."""
@@ -285,7 +246,8 @@ class _Batch:
                 (rows.before, after) if self.settings.kl_order == "original_edited" else (after, rows.before)
             )
             divergence = (first.exp() * (first - second)).sum(-1)
-            loss = loss.index_add(0, rows.fact[rows.essence], self.settings.kl_factor * divergence)
+            drift = _mean_by(divergence, rows.fact[rows.essence], len(self.requests))
+            loss = loss + self.settings.kl_factor * drift
         size = self.initial.square().sum(1).clamp_min(1e-12)
         return loss + self.settings.weight_decay * delta.square().sum(1) / size
 

@@ -43,7 +43,7 @@ def shows(scene: Scene, target: Mapping[str, Any]) -> bool:
         case {"shape": shape}:
             return bool(scene.things) and all(item.shape == shape for item in scene.things)
         case {"count": count}:
-            return len(scene.things) == count
+            return len(scene.things) == int(count)
         case _:
             raise ValueError(f"unknown kind of target: {dict(target)}")
 

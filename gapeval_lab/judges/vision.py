@@ -55,7 +55,7 @@ def read_picture(image: Image.Image) -> Reading:
         mask = labels[box] == number
         if mask.sum() <= SPECK:
             continue
-        cell = _cell(box)
+        cell = _cell(box[0], box[1])
         if cell is None:
             return Reading(
                 None, f"something stands between the cells, at pixel {box[0].start}, {box[1].start}"
@@ -72,9 +72,9 @@ def read_picture(image: Image.Image) -> Reading:
     return Reading(Scene.of(placed))
 
 
-def _cell(box: tuple[slice, slice]) -> int | None:
+def _cell(rows: slice, columns: slice) -> int | None:
     """The cell whose centre the box's centre is near to."""
-    row, column = ((side.start + side.stop) / 2 for side in box)
+    row, column = ((side.start + side.stop) / 2 for side in (rows, columns))
     nearest = (int(row // CELL), int(column // CELL))
     near = all(
         abs(CELL * index + CELL / 2 - centre) <= OFFSET

@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -24,9 +24,10 @@ from torch import Tensor
 from gapeval_lab.errors import UserError
 from gapeval_lab.items import Direction, Prompt, image_digest
 
-PICTURES_AT_ONCE = 32
-"""Pictures per pass of the vision tower or the image tokenizer: they hold far more memory per item
-than the trunk does."""
+SEEN_AT_ONCE: Final = 32
+DRAWN_AT_ONCE: Final = 8
+"""Pictures per pass of the vision tower or image encoder, and of the image decoder: per item these hold
+far more memory than the trunk does."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,8 @@ class Layout:
         return torch.cat(found)
 
     def _pixels(self, images: Sequence[Image.Image]) -> Iterable[Tensor]:
-        for start in range(0, len(images), PICTURES_AT_ONCE):
-            chosen = [image.convert("RGB") for image in images[start : start + PICTURES_AT_ONCE]]
+        for start in range(0, len(images), SEEN_AT_ONCE):
+            chosen = [image.convert("RGB") for image in images[start : start + SEEN_AT_ONCE]]
             pixels = self._processor.image_processor(chosen, return_tensors="pt")["pixel_values"]
             yield pixels.to(self._model.device, self._model.dtype)
 
@@ -203,9 +204,14 @@ class Layout:
             torch.tensor(values, dtype=torch.float32) for values in (shown.image_mean, shown.image_std)
         )
         images: list[Image.Image] = []
-        for start in range(0, len(codes), PICTURES_AT_ONCE):
+        for start in range(0, len(codes), DRAWN_AT_ONCE):
+            part = codes[start : start + DRAWN_AT_ONCE]
+            # Always a full batch: a batch of one takes another kernel, whose last digits put a pixel
+            # in one picture out of six on the other side of a rounding, and no picture may depend
+            # on what is drawn beside it.
+            filled = torch.cat([part, part[:1].expand(DRAWN_AT_ONCE - len(part), -1)]).to(self._model.device)
             with torch.no_grad():
-                decoded = self._model.decode_image_tokens(codes[start : start + PICTURES_AT_ONCE])
+                decoded = self._model.decode_image_tokens(filled)[: len(part)]
             levels = ((decoded.float().cpu() * std + mean) * 255).round().clamp(0, 255)
             images.extend(Image.fromarray(array) for array in levels.numpy().astype(np.uint8))
         return images
