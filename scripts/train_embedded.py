@@ -273,10 +273,13 @@ class Data:
         length = max(len(p) for p in prompts) + count - 1
         ids = torch.full((len(prompts), length), self.pad)
         drawn = torch.full((len(prompts), length), IGNORE)
-        images = to_pixels([_need(q.edited) for q in questions]) if picture else None
+        # Some rows lose their condition, picture included: the unconditional branch of guidance.
+        dropped = rng.random(len(prompts)) < self.drop
+        shown = [_need(q.edited) for q, lost in zip(questions, dropped, strict=True) if picture and not lost]
+        images = to_pixels(shown) if shown else None
         for i, p in enumerate(prompts):
-            if rng.random() < self.drop:  # the unconditional branch of guidance, as the library makes it
-                p = [token if token in (self.bos, self.boi, self.image_id) else self.pad for token in p]
+            if dropped[i]:
+                p = [token if token in (self.bos, self.boi) else self.pad for token in p]
             ids[i, : len(p)] = torch.tensor(p)
             ids[i, len(p) : len(p) + count - 1] = GENERATED
             drawn[i, len(p) - 1 : len(p) + count - 1] = codes[i]

@@ -262,3 +262,16 @@ def test_the_checker_can_fail(module, source, expected):
 )
 def test_the_checker_lets_pass_what_the_design_allows(module, source):
     assert violations(module, source) == []
+
+
+def test_the_readme_names_every_file() -> None:
+    root = PACKAGE.parent
+    tree = (root / "README.md").read_text(encoding="utf-8").split("## The tree")[1]
+    named = set(re.findall(r"^\s*(\w+\.py) ", tree, flags=re.MULTILINE))
+    files = {
+        path.name
+        for folder in (PACKAGE, root / "scripts")
+        for path in folder.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert named == files

@@ -163,7 +163,7 @@ def test_coverage_of_the_paired_intervals():
         "generation": second[[0, 2]].sum() - first[[0, 2]].sum(),
     }
     hits = {name: [] for name in wanted}
-    draws = np.random.default_rng(4).multinomial(300, p.ravel(), size=400).reshape(-1, 4, 4)
+    draws = np.random.default_rng(4).multinomial(300, p.ravel(), size=600).reshape(-1, 4, 4)
     for i, table in enumerate(draws):
         part = shift_report(*from_table(table), seed=i, replicates=400).categories["a"]
         found = {"gap": part.gap, "signed_gap": part.signed_gap, "generation": part.generation.shift}

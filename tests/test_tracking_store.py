@@ -74,10 +74,8 @@ def _start(root: Path, gate: Path, results: "multiprocessing.Queue[str]") -> Non
 
 
 def test_four_processes_start_at_once_on_a_missing_database(tmp_path, capfd):
-    """Forked, so that mlflow is imported once; each opens the database on its own."""
-    import mlflow  # noqa: F401
-
-    context = multiprocessing.get_context("fork")
+    """Fresh processes: a fork of a process with threads can hang before it does anything."""
+    context = multiprocessing.get_context("spawn")
     results = context.Queue()
     with (tmp_path / "gate").open("a") as gate:
         fcntl.flock(gate, fcntl.LOCK_EX)
@@ -86,7 +84,6 @@ def test_four_processes_start_at_once_on_a_missing_database(tmp_path, capfd):
         ]
         for child in children:
             child.start()
-        # Unlocked, not only closed: the children hold copies of this handle.
         fcntl.flock(gate, fcntl.LOCK_UN)
     run_ids = [results.get(timeout=300) for _ in children]
     for child in children:
