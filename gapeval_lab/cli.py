@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gapeval_lab.outcome import Outcome
     from gapeval_lab.recipe import LoadedRecipe
 
+WIDTH = 118  # columns, where there is no terminal to ask
+
 app = typer.Typer(
     help="Knowledge manipulation in unified multimodal models, measured in both directions.",
     no_args_is_help=True,
@@ -83,14 +85,12 @@ def score(
     json_file: JsonFile = None,
 ) -> None:
     """Gap Scores of rows in the published format: proportions, or counts (then with intervals)."""
-    from rich.console import Console
-
     from gapeval_lab.scoring import draw_scores, score_file
 
     scores = score_file(file)
     if json_file:
         _write(json_file, json.dumps(scores.as_json(), indent=1))
-    Console().print(draw_scores(scores))
+    _console().print(draw_scores(scores))
 
 
 @app.command("ls")
@@ -128,12 +128,10 @@ def show(
     """Print a run's result, or a recipe with every default filled in."""
     place = next((p for p in (Path(name), _home() / "outcomes" / name) if _holds_outcome(p)), None)
     if place is not None:
-        from rich.console import Console
-
         from gapeval_lab.outcome import Outcome
         from gapeval_lab.report import draw_outcome
 
-        Console().print(draw_outcome(Outcome.load(place)))
+        _console().print(draw_outcome(Outcome.load(place)))
         return
     import yaml
 
@@ -197,9 +195,7 @@ def _load(
 
 def _execute(loaded: "LoadedRecipe", *, dry_run: bool, out: Path | None, json_file: Path | None) -> None:
     """Run a recipe, track it, print what came out."""
-    from rich.console import Console
-
-    console = Console()
+    console = _console()
     if dry_run:
         _print_plan(loaded)
         return
@@ -229,6 +225,14 @@ def _execute(loaded: "LoadedRecipe", *, dry_run: bool, out: Path | None, json_fi
         f"[dim]result in {_short(place)}; see it in MLflow with: gapeval-lab ui[/dim]", soft_wrap=True
     )
     console.print(f"[dim]{time.monotonic() - began:.1f} s in all[/dim]")
+
+
+def _console() -> Any:
+    """Where results are printed; a file or a pipe gets lines long enough for every table."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def _tracked(loaded: "LoadedRecipe", *, store: Any, bench: Any, work: Path, console: Any) -> "Outcome":

@@ -126,8 +126,7 @@ def shift_data(outcome: Outcome, shift: ShiftReport) -> list[Row]:
             Row(
                 _words(name) + (" (edited)" if name in outcome.target_categories else ""),
                 (
-                    f"{was.gap.value:.3f}",
-                    f"{now.gap.value:.3f}",
+                    f"{was.gap.value:.3f} → {now.gap.value:.3f}",
                     spread(category.gap),
                     _direction(category.understanding),
                     _direction(category.generation),
@@ -139,8 +138,7 @@ def shift_data(outcome: Outcome, shift: ShiftReport) -> list[Row]:
         Row(
             "mean",
             (
-                f"{outcome.before.gap.gap.value:.3f}",
-                f"{after.gap.value:.3f}",
+                f"{outcome.before.gap.gap.value:.3f} → {after.gap.value:.3f}",
                 spread(shift.gap),
                 spread(shift.understanding),
                 spread(shift.generation),
@@ -151,7 +149,7 @@ def shift_data(outcome: Outcome, shift: ShiftReport) -> list[Row]:
     return rows
 
 
-SHIFT_COLUMNS = ("gap before", "after", "shift [95 %]", "understanding shift", "generation shift")
+SHIFT_COLUMNS = ("gap before → after", "shift [95 %]", "understanding", "generation")
 
 
 def _direction(shift: DirectionShift) -> str:
@@ -182,7 +180,7 @@ def control_data(outcome: Outcome) -> list[Row]:
     return rows
 
 
-CONTROL_COLUMNS = ("gap shift", "understanding shift", "generation shift", "items changed")
+CONTROL_COLUMNS = ("gap shift", "understanding", "generation", "items changed")
 
 
 def quality_data(quality: EditQuality) -> list[Row]:

@@ -74,7 +74,7 @@ def training(log: Path | None) -> list[str]:
         return []
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     last = {line["stage"]: line for line in lines}
-    told = [f"- {stage}: {entry['step'] + 1} steps" for stage, entry in last.items()]
+    told = [f"- {stage}: {entry['step'] + 1} steps" for stage, entry in last.items() if stage != "end"]
     if "minutes" in last.get("end", {}):
         told.append(f"- {last['end']['minutes']:.0f} minutes of wall time in all")
     return told
@@ -86,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--log", type=Path)
+    parser.add_argument("--note", default="", help="a sentence on how these weights were made")
     args = parser.parse_args()
     umm, items = Janus(weights=str(args.weights)).load(), TinyWorld().items()
     evaluation = evaluate(umm, items, judge=Exact(), seed=0)
@@ -112,6 +113,7 @@ def main() -> None:
         "## Training",
         "",
         *training(args.log),
+        *([f"- {args.note}"] if args.note else []),
         "",
         "## Accuracy on all items of tinyworld (greedy, one sample)",
         "",
