@@ -12,7 +12,7 @@ from gapeval_lab.errors import UserError
 from gapeval_lab.evaluate import select
 from gapeval_lab.facts import facts_hash, read_facts
 from gapeval_lab.interfaces import UMM, Benchmark, Intervention, Judge
-from gapeval_lab.items import Fact, Item
+from gapeval_lab.items import Fact, Item, items_digest
 from gapeval_lab.recipe import LoadedRecipe, Recipe
 
 
@@ -39,7 +39,7 @@ class Bench:
     @property
     def data_hash(self) -> str:
         """SHA-256 over the items asked."""
-        return hashlib.sha256("\n".join(item.digest for item in self.items).encode()).hexdigest()
+        return items_digest(self.items)
 
     @property
     def key(self) -> str:

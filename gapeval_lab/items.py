@@ -6,7 +6,7 @@ Knows nothing of torch, MLflow, files or any particular model.
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -104,6 +104,11 @@ class Item:
         )
         text = json.dumps(parts, sort_keys=True, default=dict)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def items_digest(items: Iterable[Item]) -> str:
+    """Content hash of a list of items, in order."""
+    return hashlib.sha256("\n".join(item.digest for item in items).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from gapeval_lab.benchmarks.tinyworld_tasks import (
     ask,
     draw_target,
 )
-from gapeval_lab.items import Item, Prompt
+from gapeval_lab.items import Item, Prompt, items_digest
 from gapeval_lab.scene import render
 
 PER_CATEGORY = 480
@@ -66,12 +66,7 @@ class TinyWorld(BaseModel):
 
     def content_hash(self) -> str:
         """SHA-256 over every item's content."""
-        return content_hash(self.items())
-
-
-def content_hash(items: list[Item]) -> str:
-    """SHA-256 over the items' digests, in order."""
-    return hashlib.sha256("\n".join(item.digest for item in items).encode()).hexdigest()
+        return items_digest(_items())
 
 
 def to_item(question: Question, identity: str, tags: dict[str, str]) -> Item:

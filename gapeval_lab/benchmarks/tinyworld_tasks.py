@@ -2,7 +2,7 @@
 
 Each operation makes a `Question` from a random generator: one core phrase, asked in text (with a
 picture where there is one) and asked for as a drawing (an edit of that picture where there is one).
-Which operations a model is taught in which direction is part of the world: `TAUGHT`. Questions
+Which operations a model is taught in which direction is part of the world: `OPERATIONS`. Questions
 whose key falls into the held-out bucket are the benchmark's; all others may be trained on.
 """
 
@@ -19,7 +19,6 @@ from gapeval_lab.scene import (
     EVERY_THING,
     NUMBERS,
     PLACES,
-    SHAPES,
     Scene,
     Thing,
     counted,
@@ -74,6 +73,10 @@ def is_held_out(key: str) -> bool:
     return int.from_bytes(digest[:4], "big") % HELD_OUT == 0
 
 
+_Made = tuple[str, str, tuple[str, ...], dict[str, Any], Scene | None, bool]
+# core phrase, what the text side asks about it, accepted answers, target, picture, is it an edit?
+
+
 @dataclass(frozen=True)
 class Operation:
     """A kind of question, how it is made, and in which directions it is taught."""
@@ -98,9 +101,6 @@ def _distinct(rng: np.random.Generator, number: int) -> list[Thing]:
 def _some_scene(rng: np.random.Generator, least: int, most: int) -> Scene:
     return scatter(_distinct(rng, int(rng.integers(least, most + 1))), rng)
 
-
-_Made = tuple[str, str, tuple[str, ...], dict[str, Any], Scene | None, bool]
-# core phrase, what the text side asks about it, accepted answers, target, picture, is it an edit?
 
 _AFTER = "what is there then ?"
 
@@ -337,7 +337,6 @@ __all__ = [
     "NUMERICAL",
     "OPERATIONS",
     "REASONING",
-    "SHAPES",
     "UNDERSTAND",
     "Operation",
     "Question",
