@@ -294,8 +294,11 @@ def placebo(delta: WeightDelta, *, seed: int) -> WeightDelta:
     Args:
         delta: what to imitate.
         seed: all randomness comes from it; global random state is left alone.
+
+    The stream belongs to placebos alone: a delta drawn from the same seed is not imitated bit by bit.
     """
-    generator = torch.Generator().manual_seed(seed)
+    stream = hashlib.blake2b(f"placebo|{seed}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(stream, "big") >> 1)
     terms: dict[str, Term] = {}
     for name, term in delta.terms.items():
         noise, norm = term.random(generator), term.norm()

@@ -284,6 +284,12 @@ def test_placebo_has_shape_rank_and_norm_but_another_direction(seed, scale):
     assert torch.linalg.matrix_rank(random.terms["a"].dense()) == 2
 
 
+def test_placebo_of_a_delta_drawn_from_the_same_seed_is_another_delta():
+    delta = WeightDelta({"a": low_rank(30, 20, seed=1)})
+    one, two = (d.terms["a"].dense().flatten() for d in (delta, placebo(delta, seed=1)))
+    assert abs(float(torch.cosine_similarity(one, two, dim=0))) < 0.5
+
+
 def test_placebo_depends_on_its_seed_alone():
     delta = both_kinds()
     state = torch.get_rng_state()
