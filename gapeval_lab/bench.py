@@ -5,15 +5,27 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
-from gapeval_lab import __version__
+from gapeval_lab import __version__, registry
 from gapeval_lab.delta import fingerprint
 from gapeval_lab.errors import UserError
 from gapeval_lab.evaluate import select
 from gapeval_lab.facts import facts_hash, read_facts
-from gapeval_lab.interfaces import UMM, Benchmark, Intervention, Judge
-from gapeval_lab.items import Fact, Item, items_digest
-from gapeval_lab.recipe import LoadedRecipe, Recipe
+from gapeval_lab.interfaces import UMM, Benchmark, Intervention, Judge, Lesson, Side, side_of
+from gapeval_lab.items import Fact, Item, image_digest, items_digest
+from gapeval_lab.lessons import lessons_of
+from gapeval_lab.recipe import FactsNode, LoadedRecipe, Node, Recipe
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One intervention of a recipe, with what it is to write and what it may train on."""
+
+    facts: tuple[Fact, ...]
+    intervention: Intervention
+    lessons: list[Lesson] = field(default_factory=list)
 
 
 @dataclass
@@ -25,11 +37,26 @@ class Bench:
     judge: Judge
     benchmark: Benchmark
     items: list[Item]
-    facts: tuple[Fact, ...]
-    intervention: Intervention | None
+    stages: list[Stage]
     weights: str
     seconds: dict[str, float] = field(default_factory=dict)
-    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """The facts of all stages."""
+        return tuple(fact for stage in self.stages for fact in stage.facts)
+
+    @property
+    def direction(self) -> Side:
+        """The side that the interventions are given; "both" for a baseline and for mixed stages."""
+        sides = {side_of(stage.intervention.direction) for stage in self.stages}
+        return sides.pop() if len(sides) == 1 else "both"
+
+    @property
+    def kind(self) -> Literal["baseline", "edit", "inject"]:
+        """What the run is called; one that edits anywhere is an edit."""
+        kinds = {stage.intervention.kind for stage in self.stages}
+        return "baseline" if not kinds else "edit" if "edit" in kinds else "inject"
 
     @property
     def name(self) -> str:
@@ -44,7 +71,20 @@ class Bench:
     @property
     def key(self) -> str:
         """Hash of everything that makes two runs the same run."""
-        parts = [self.loaded.hash, self.weights, self.data_hash, hash_of_facts(self.facts), __version__]
+        drawn = [
+            lesson.example.answer
+            for stage in self.stages
+            for lesson in stage.lessons
+            if not isinstance(lesson.example.answer, str)
+        ]
+        parts = [
+            self.loaded.hash,
+            self.weights,
+            self.data_hash,
+            hash_of_facts(self.facts),
+            [image_digest(picture) for picture in drawn],
+            __version__,
+        ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
@@ -58,22 +98,48 @@ def load_bench(loaded: LoadedRecipe) -> Bench:
     began = time.monotonic()
     benchmark, judge = recipe.build("benchmark"), recipe.build("judge")
     items = chosen_items(recipe, benchmark)
-    facts: tuple[Fact, ...] = ()
-    intervention = None
-    if recipe.intervention is not None:
-        if recipe.facts is None:
-            raise UserError(
-                "facts: the recipe has an intervention but no facts; add facts: {file: facts/....jsonl}"
-            )
-        facts = read_facts(recipe.facts.file, split=recipe.facts.split, count=recipe.facts.count)
-        intervention = recipe.build("intervention")
+    stages = _stages(recipe, benchmark)
     umm = recipe.build("model").load()
-    if intervention is not None:
-        intervention.check(umm)
+    for stage in stages:
+        stage.intervention.check(umm)
     seconds = {"load": time.monotonic() - began}
-    return Bench(
-        loaded, umm, judge, benchmark, items, facts, intervention, fingerprint(umm.backbone().root), seconds
-    )
+    weights = fingerprint(umm.backbone().root)
+    return Bench(loaded, umm, judge, benchmark, items, stages, weights, seconds)
+
+
+def _stages(recipe: Recipe, benchmark: Benchmark) -> list[Stage]:
+    """The interventions in order.
+
+    Raises:
+        UserError: no facts, an id that stands in two sets, or lessons that are measured.
+    """
+    if recipe.intervention is None:
+        return []
+    if recipe.facts is None:
+        raise UserError(
+            "facts: the recipe has an intervention but no facts; add facts: {file: facts/....jsonl}"
+        )
+    nodes = [(recipe.facts, recipe.intervention), *((step.facts, step.intervention) for step in recipe.then)]
+    stages = [_stage(facts, node, benchmark) for facts, node in nodes]
+    places: dict[str, int] = {}
+    for number, stage in enumerate(stages):
+        for fact in stage.facts:
+            first = places.setdefault(fact.id, number)
+            if first != number:
+                raise UserError(
+                    f"then.{number - 1}.facts: fact '{fact.id}' stands in an earlier set; take another "
+                    "split, or give it another id"
+                )
+    return stages
+
+
+def _stage(chosen: FactsNode, node: Node, benchmark: Benchmark) -> Stage:
+    facts = read_facts(chosen.file, split=chosen.split, count=chosen.count)
+    intervention: Intervention = registry.build("interventions", node.use, settings=node.settings)
+    if intervention.kind != "inject":
+        return Stage(facts, intervention)
+    folder = None if chosen.pictures is None else Path(chosen.pictures)
+    return Stage(facts, intervention, lessons_of(facts, benchmark, items=benchmark.items(), pictures=folder))
 
 
 def chosen_items(recipe: Recipe, benchmark: Benchmark) -> list[Item]:

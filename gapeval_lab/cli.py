@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gapeval_lab.outcome import Outcome
     from gapeval_lab.recipe import LoadedRecipe
 
-WIDTH = 118  # columns, where there is no terminal to ask
+WIDTH = 130  # columns, where there is no terminal to ask
 
 app = typer.Typer(
     help="Knowledge manipulation in unified multimodal models, measured in both directions.",
@@ -35,6 +35,7 @@ SetOption = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(help="Ask at most so many items.")]
 Categories = Annotated[str | None, typer.Option(help="Ask only these categories (comma-separated).")]
+Seeds = Annotated[int, typer.Option(min=1, help="Run with so many seeds, one after the other.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the result (default: mlruns/outcomes/<run>).")]
 JsonFile = Annotated[
@@ -49,6 +50,7 @@ def edit(
     set_: SetOption = None,
     limit: Limit = None,
     categories: Categories = None,
+    seeds: Seeds = 1,
     dry_run: DryRun = False,
     out: Out = None,
     json_file: JsonFile = None,
@@ -59,7 +61,21 @@ def edit(
         raise UserError(
             f"--recipe: '{loaded.recipe.name}' has no intervention; use 'gapeval-lab eval', or add one"
         )
-    _execute(loaded, dry_run=dry_run, out=out, json_file=json_file)
+    if seeds > 1 and json_file:
+        raise UserError(
+            "--json: holds one Outcome, but --seeds makes several; use --out for a folder of them"
+        )
+    first = loaded.recipe.seed
+    outcomes = []
+    for seed in range(first, first + (1 if dry_run else seeds)):
+        if seed != first:
+            loaded = _load(recipe, overrides, [*(set_ or []), f"seed={seed}"], limit, categories)
+        outcomes.append(_execute(loaded, dry_run=dry_run, out=out, json_file=json_file))
+    done = [outcome for outcome in outcomes if outcome is not None]
+    if len(done) > 1:
+        from gapeval_lab.report import draw_repeats
+
+        _console().print(draw_repeats(done))
 
 
 @app.command("eval")
@@ -101,7 +117,7 @@ def list_(
 ) -> None:
     """List recipes (default), finished runs, or plug-ins."""
     if what == "recipes":
-        from gapeval_lab.recipe import available, describe
+        from gapeval_lab.catalogue import available, describe
 
         for name in available():
             print(f"{name}\n    {describe(name).about}")
@@ -147,8 +163,9 @@ def validate(
     ] = None,
 ) -> None:
     """Check recipes and their facts, without running anything."""
+    from gapeval_lab.catalogue import available
     from gapeval_lab.facts import read_facts
-    from gapeval_lab.recipe import available, load
+    from gapeval_lab.recipe import load
 
     for name in recipes or available():
         loaded = load(name)
@@ -193,19 +210,21 @@ def _load(
     return load(recipe, given)
 
 
-def _execute(loaded: "LoadedRecipe", *, dry_run: bool, out: Path | None, json_file: Path | None) -> None:
-    """Run a recipe, track it, print what came out."""
+def _execute(
+    loaded: "LoadedRecipe", *, dry_run: bool, out: Path | None, json_file: Path | None
+) -> "Outcome | None":
+    """Run a recipe, track it, print what came out; None for a dry run."""
     console = _console()
     if dry_run:
         _print_plan(loaded)
-        return
+        return None
     for place in (out, json_file):
         _check_writable(place)
     began = time.monotonic()
     with console.status("loading the libraries, the store and the model"):
         from gapeval_lab.bench import load_bench
-        from gapeval_lab.run import archive, working_folder
         from gapeval_lab.tracking import Store
+        from gapeval_lab.work_folder import archive, working_folder
 
         store = Store.open()
         store.check()
@@ -225,6 +244,7 @@ def _execute(loaded: "LoadedRecipe", *, dry_run: bool, out: Path | None, json_fi
         f"[dim]result in {_short(place)}; see it in MLflow with: gapeval-lab ui[/dim]", soft_wrap=True
     )
     console.print(f"[dim]{time.monotonic() - began:.1f} s in all[/dim]")
+    return outcome
 
 
 def _console() -> Any:
@@ -245,8 +265,7 @@ def _tracked(loaded: "LoadedRecipe", *, store: Any, bench: Any, work: Path, cons
     if logged.exists():  # killed between logging and moving the result to its place
         return Outcome.load(work)
     targets = sorted({fact.edit.category for fact in bench.facts})
-    direction = bench.intervention.direction if bench.intervention else "both"
-    name = run_name(loaded.resolved, targets=targets, direction=direction)
+    name = run_name(loaded.resolved, targets=targets, direction=bench.direction)
     with (
         track(store, name, experiment=experiment_name(bench.name), key=bench.key) as live,
         _Bars(console) as bars,

@@ -1,10 +1,10 @@
 """Fact files: one JSON object per line, read strictly and written so that reading gives the same.
 
     {"id", "subject", "relation", "target_true", "target_new", "split", "category",
-     "edit": P, "reworded": [P, ...], "neighbours": [P, ...], "derived": [P, ...]}
+     "edit": P, "taught": [P, ...], "reworded": [P, ...], "neighbours": [P, ...], "derived": [P, ...]}
     P = {"understand": text, "generate": text, "accepted": [text, ...], "target": {...}}
 
-`split` ("test"), `subcategory` (the relation) and the lists of probes (empty) may be left out. Knows
+`split` ("test"), `subcategory` (the relation) and the lists of questions (empty) may be left out. Knows
 no models; what a target means is its judge's business.
 """
 
@@ -25,7 +25,7 @@ from gapeval_lab.items import Fact, Item, Prompt
 from gapeval_lab.shipped import find_file, read_text
 from gapeval_lab.validation import dotted, explain, validate
 
-Role = Literal["edit", "reworded", "neighbours", "derived"]
+Role = Literal["edit", "taught", "reworded", "neighbours", "derived"]
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
@@ -56,6 +56,7 @@ class _Line(_Strict):
     category: Text
     subcategory: Text | None = None
     edit: _Probe
+    taught: list[_Probe] = []
     reworded: list[_Probe] = []
     neighbours: list[_Probe] = []
     derived: list[_Probe] = []
@@ -168,7 +169,11 @@ def _parse_line(row: str) -> _Line | list[str]:
 
 def _subject_problems(line: _Line) -> list[str]:
     """Prompts that should hold the subject and do not."""
-    probes = {"edit": line.edit, **{f"reworded.{index}": probe for index, probe in enumerate(line.reworded)}}
+    probes = {
+        "edit": line.edit,
+        **{f"taught.{index}": probe for index, probe in enumerate(line.taught)},
+        **{f"reworded.{index}": probe for index, probe in enumerate(line.reworded)},
+    }
     return [
         f"{name}.{side}: the subject '{line.subject}' is not in {prompt!r}; write it exactly so"
         for name, probe in probes.items()
@@ -214,6 +219,7 @@ def _fact(line: _Line) -> Fact:
         target_true=line.target_true,
         target_new=line.target_new,
         edit=item(line.edit, "edit"),
+        taught=tuple(item(probe, "taught", n) for n, probe in enumerate(line.taught)),
         reworded=tuple(item(probe, "reworded", n) for n, probe in enumerate(line.reworded)),
         neighbours=tuple(item(probe, "neighbours", n) for n, probe in enumerate(line.neighbours)),
         derived=tuple(item(probe, "derived", n) for n, probe in enumerate(line.derived)),
@@ -225,6 +231,7 @@ def _probes(fact: Fact) -> tuple[tuple[Role, tuple[Item, ...]], ...]:
     """A fact's items by role."""
     return (
         ("edit", (fact.edit,)),
+        ("taught", fact.taught),
         ("reworded", fact.reworded),
         ("neighbours", fact.neighbours),
         ("derived", fact.derived),

@@ -25,7 +25,43 @@ Log = Callable[[str, float, int], None]
 """`log(name, value, step)`: how an intervention reports a curve while it fits."""
 
 
+Watch = Callable[[int], None]
+"""`watch(updates)`: called while an intervention trains, see `Training`."""
+
 Side = Literal["text", "image", "both"]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One training example in one direction, and whom or what it is about (a fact's id, a subject)."""
+
+    about: str
+    direction: Direction
+    example: Example
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run lends to interventions that train, beside the facts themselves.
+
+    Attributes:
+        lessons: the facts as examples, in every wording that may be trained on, both directions.
+        replay: what the model knows already and no probe asks about.
+        folder: a folder of this run: checkpoints lie there and by-products stay in it, such as an
+            adapter in its library's own format. None: nothing is kept.
+        watch: called as `watch(0)` before the first update and `watch(n)` after the n-th, with the
+            model in evaluation mode and as it is then; after a resumption from the resumed update on.
+    """
+
+    lessons: Sequence[Lesson] = ()
+    replay: Sequence[Lesson] = ()
+    folder: Path | None = None
+    watch: Watch | None = None
+
+
+def side_of(direction: str) -> Side:
+    """The side of an intervention's `direction`: what is neither "text" nor "image" is "both"."""
+    return "text" if direction == "text" else "image" if direction == "image" else "both"
 
 
 @dataclass(frozen=True)
@@ -34,7 +70,7 @@ class Sites:
 
     Attributes:
         templates: site name -> module path with one `{}` for the layer; the field's names are
-            `block`, `attn_out`, `mlp_down`, `mlp_up`, `mlp_gate`. E.g.
+            `block`, `attn_q`, `attn_k`, `attn_v`, `attn_out`, `mlp_down`, `mlp_up`, `mlp_gate`. E.g.
             {"mlp_down": "model.language_model.layers.{}.mlp.down_proj"}.
         layers: number of layers; valid layers are 0 to layers - 1.
         transposed: True where weights are stored (in, out), as GPT-2's Conv1D does; stated, since
@@ -142,6 +178,10 @@ class Benchmark(Protocol):
         """Questions of the benchmark's domain that are not items: for second moments."""
         ...
 
+    def rehearsal(self) -> list[Lesson]:
+        """What a model of this benchmark was taught, with its answers, none of them an item: for replay."""
+        ...
+
     def illustrate(self, target: Mapping[str, Any]) -> Image.Image | None:
         """A picture that a target accepts; None where the benchmark cannot draw."""
         ...
@@ -170,12 +210,17 @@ class Intervention(Protocol):
 
     Promise, tested for all: on return the model is bit-identical (same module objects, same
     requires_grad, same train mode), global random state is as it was, and the same seed gives
-    the same delta. `direction` says which side it is given: "text", "image" or "both".
+    the same delta. `direction` says which side it is given, see `side_of`.
     """
 
     @property
-    def direction(self) -> Side:
-        """The side that the intervention learns from."""
+    def kind(self) -> Literal["edit", "inject"]:
+        """What a run with it is called: an edit of weights, or an injection by training."""
+        ...
+
+    @property
+    def direction(self) -> str:
+        """The side that the intervention learns from: "text", "image", or some form of both."""
         ...
 
     def check(self, umm: UMM) -> None:
@@ -195,6 +240,7 @@ class Intervention(Protocol):
         texts: Sequence[str],
         log: Log,
         cache: Path | None = None,
+        training: Training | None = None,
     ) -> WeightDelta:
         """Compute the weight delta that writes the facts into the model.
 
@@ -206,5 +252,6 @@ class Intervention(Protocol):
             log: called as `log("loss/fact-id", value, step)`.
             cache: where statistics of the model may be kept, keyed by content; None: a place of the
                 intervention's own choice.
+            training: examples and services for interventions that train; others leave it alone.
         """
         ...

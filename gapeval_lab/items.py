@@ -146,6 +146,7 @@ class Fact:
         target_true: the answer before the edit.
         target_new: the answer wanted after it.
         edit: the wording that interventions are given.
+        taught: further wordings for interventions that train on several.
         reworded: other wordings, never given to interventions (generalisation).
         neighbours: facts that must stay as they are (locality).
         derived: facts that follow from the new one, e.g. two hops away (portability).
@@ -157,6 +158,7 @@ class Fact:
     target_true: str
     target_new: str
     edit: Item
+    taught: tuple[Item, ...] = ()
     reworded: tuple[Item, ...] = ()
     neighbours: tuple[Item, ...] = ()
     derived: tuple[Item, ...] = ()

@@ -87,6 +87,51 @@ class EditQuality(Record):
     facts: list[FactQuality]
 
 
+class EmergencePoint(Record):
+    """The state of both directions after so many updates of a training.
+
+    text, image: share of the facts' edit and reworded questions that are right; None where unscored.
+    gap, understanding, generation, categories (their gaps): on a subset of the benchmark, where one
+    was asked.
+    """
+
+    step: int
+    text: float | None
+    image: float | None
+    gap: float | None = None
+    understanding: float | None = None
+    generation: float | None = None
+    categories: dict[str, float] = {}
+
+
+class Emergence(Record):
+    """When each direction learned: points, the updates at which 50 % and 90 % are crossed, the lag.
+
+    A lag is image minus text: positive where the model told before it drew. None where a level was
+    not reached.
+    """
+
+    points: list[EmergencePoint]
+    crossings: dict[Literal["text", "image"], dict[str, float | None]]
+    lag: dict[str, float | None]
+
+
+class Stage(Record):
+    """One intervention of several: what it was, and the state of everything after it.
+
+    kept: for each fact set so far and to come, the share of its facts' edit and reworded questions that
+    are right now, text and image apart. `quality` is of its own facts, since the stage before.
+    """
+
+    method: str
+    direction: Literal["text", "image", "both"]
+    facts: list[str]
+    gap: GapReport
+    shift: ShiftReport  # since before everything
+    kept: list[dict[Literal["text", "image"], float | None]]
+    quality: EditQuality
+
+
 class Outcome(Record):
     """One run of a recipe, whole."""
 
@@ -119,6 +164,11 @@ class Outcome(Record):
     quality: EditQuality | None
     delta_file: str | None
     delta_norms: dict[str, float]  # parameter -> Frobenius norm of its term
+    stages: list[Stage] = []  # of a recipe with several interventions
+    kept_before: list[dict[Literal["text", "image"], float | None]] = []  # `Stage.kept`, before everything
+    merge_error: float | None = None  # what rounding to the weights' type lost, as a share of the delta
+    adapter: str | None = None  # folder of the adapter in its library's own format
+    emergence: Emergence | None = None
     curves: dict[str, list[tuple[int, float]]]  # what the intervention logged while it fitted
     seconds: dict[str, float]  # phase -> wall time
     peak_memory_gib: float

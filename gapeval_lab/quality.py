@@ -106,6 +106,16 @@ def edit_quality(
     )
 
 
+def held(facts: Sequence[Fact], state: ProbeState) -> dict[Side, float | None]:
+    """Share of the facts' own and reworded questions that are right, a mean of per-fact shares."""
+    found: dict[Side, float | None] = {}
+    for side in SIDES:
+        shares = [_passed((fact.edit, *fact.reworded), side, state) for fact in facts]
+        known = [share for share in shares if share is not None]
+        found[side] = float(np.mean(known)) if known else None
+    return found
+
+
 def _of(fact: Fact, kind: str) -> tuple[Item, ...]:
     return {"reliability": (fact.edit,), "generalisation": fact.reworded, "portability": fact.derived}[kind]
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from gapeval_lab import registry
 from gapeval_lab.errors import UserError
-from gapeval_lab.shipped import find_file, names_in, read_text
+from gapeval_lab.shipped import find_file, read_text
 from gapeval_lab.validation import KeyPath, Problem, did_you_mean, dotted, explain, validate
 from gapeval_lab.yaml_file import Document, parse
 
@@ -60,11 +60,16 @@ class Node(_Strict):
 
 
 class FactsNode(_Strict):
-    """Which facts are written: of a file's split, the first `count` (None: all)."""
+    """Which facts are written: of a file's split, the first `count` (None: all).
+
+    `pictures` is a folder of pictures with captions (`metadata.jsonl`) that interventions are shown
+    instead of the benchmark's own drawings.
+    """
 
     file: Text
     split: Text = "test"
     count: Annotated[int, Field(ge=1)] | None = None
+    pictures: Text | None = None
 
 
 class Evaluation(_Strict):
@@ -87,6 +92,24 @@ class Evaluation(_Strict):
     official: bool = True
 
 
+class Curve(_Strict):
+    """Where a training is measured on its way.
+
+    Attributes:
+        every: after every so many updates, and before the first one.
+        at: after exactly these numbers of updates, instead of `every`.
+        items: size of the benchmark's subset whose Gap Score is taken too; 0 asks the facts alone.
+    """
+
+    every: Annotated[int, Field(ge=1)] = 5
+    at: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    items: Annotated[int, Field(ge=0)] = 0
+
+    def due(self, updates: int) -> bool:
+        """Whether to measure now."""
+        return updates in self.at if self.at is not None else updates % self.every == 0
+
+
 class Controls(_Strict):
     """What runs beside the intervention: a delta of nothing, and a random delta of equal norm."""
 
@@ -94,8 +117,18 @@ class Controls(_Strict):
     placebo: bool = True
 
 
+class Step(_Strict):
+    """A further intervention, on the model that holds the earlier ones, with facts of its own."""
+
+    facts: FactsNode
+    intervention: Node
+
+
 class Recipe(_Strict):
-    """One experiment, resolved. `load` makes it; without an intervention it measures a baseline."""
+    """One experiment, resolved. `load` makes it; without an intervention it measures a baseline.
+
+    `then` holds further interventions, in order; after each one everything is measured.
+    """
 
     name: Name
     about: str
@@ -105,7 +138,9 @@ class Recipe(_Strict):
     judge: Node
     facts: FactsNode | None = None
     intervention: Node | None = None
+    then: tuple[Step, ...] = ()
     evaluation: Evaluation = Evaluation()
+    emergence: Curve | None = None
     controls: Controls = Controls()
     search: dict[str, dict[str, Any]] | None = None
 
@@ -141,16 +176,6 @@ class LoadedRecipe:
     hash: str
     source: str
     overrides: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a list of recipes shows, read from the YAML alone; nothing is validated."""
-
-    name: str
-    about: str
-    source: str
-    uses: dict[NodeField, str]
 
 
 @dataclass
@@ -196,7 +221,8 @@ def resolve(text: str, *, source: str, overrides: Sequence[str] = ()) -> LoadedR
     draft = _Draft(document.data, origins, list(document.problems))
     for override in overrides:
         _override(draft, override)
-    broken = {name for name in KINDS if not _resolve_node(draft, name)}
+    broken = {name for name in KINDS if not _resolve_node(draft, name, draft.data, ())}
+    broken |= _resolve_steps(draft)
     recipe = _validated(draft, broken)
     if recipe is None or draft.problems:
         lines = list(dict.fromkeys(draft.report(problem) for problem in draft.problems))
@@ -220,30 +246,6 @@ def flatten(resolved: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
-
-
-def available() -> list[str]:
-    """Names of the recipes in ./recipes and of the packaged ones."""
-    return names_in("recipes", suffix=".yaml")
-
-
-def describe(name_or_path: str) -> Summary:
-    """What a recipe says of itself. Imports no plug-in.
-
-    Raises:
-        UserError: not found, or not YAML.
-    """
-    path = find_file(name_or_path, folder="recipes", suffix=".yaml")
-    data = parse(read_text(path), str(path)).data
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: a recipe is a mapping of keys to values; this file holds none")
-    uses: dict[NodeField, str] = {}
-    for name in KINDS:
-        node = data.get(name)
-        if isinstance(node, dict):
-            uses[name] = str(node.get("config") or node.get("use") or "?")
-    about = " ".join(str(data.get("about") or "").split())
-    return Summary(str(data.get("name") or path.stem), about, str(path), uses)
 
 
 def _override(draft: _Draft, override: str) -> None:
@@ -271,62 +273,79 @@ def _override(draft: _Draft, override: str) -> None:
     draft.origins = {**kept, path: "--set"}
 
 
-def _resolve_node(draft: _Draft, name: NodeField) -> bool:
-    """Inline a node's config and fill in its plug-in's defaults; False if that was not possible."""
-    raw = draft.data.get(name)
+def _resolve_steps(draft: _Draft) -> set[NodeField]:
+    """The nodes of `then`; an unusable one is reported and stands as a placeholder."""
+    steps = draft.data.get("then")
+    fine = True
+    for number, step in enumerate(steps if isinstance(steps, list) else []):
+        if isinstance(step, dict) and not _resolve_node(draft, "intervention", step, ("then", number)):
+            step["intervention"], fine = {"use": "broken"}, False
+    return set() if fine else {"intervention"}
+
+
+def _resolve_node(draft: _Draft, name: NodeField, holder: dict[str, Any], place: KeyPath) -> bool:
+    """Inline a node's config and fill in its plug-in's defaults; False if that was not possible.
+
+    Args:
+        draft: takes the mistakes.
+        name: the node's key and kind.
+        holder: the mapping that the node stands in.
+        place: the path of that mapping.
+    """
+    raw, at = holder.get(name), (*place, name)
     if raw is None:
         return True  # whether the node may be missing is the schema's to say
     if not isinstance(raw, dict):
-        draft.add((name,), f"should be a mapping such as {{use: name}}; got {raw!r}")
+        draft.add(at, f"should be a mapping such as {{use: name}}; got {raw!r}")
         return False
-    node = _with_config(draft, name, raw)
+    node = _with_config(draft, name, raw, at)
     if node is None:
         return False
     kind = KINDS[name]
     use = node.pop("use", None)
     if not isinstance(use, str):
         choices = ", ".join(registry.names(kind))
-        draft.add((name, "use"), f"should name one of: {choices}; got {use!r}")
+        draft.add((*at, "use"), f"should name one of: {choices}; got {use!r}")
         return False
     try:
         plugin = registry.find(kind, use)
     except UserError as error:
-        draft.add((name, "use"), str(error))
+        draft.add((*at, "use"), str(error))
         return False
     try:
         settings = validate(plugin, node)
     except ValidationError as error:
         for problem in explain(error, plugin, node):
-            draft.add((name, *problem.path), problem.message)
+            draft.add((*at, *problem.path), problem.message)
         return False
     except UserError as error:  # from a plug-in's own check
-        draft.add((name,), str(error))
+        draft.add(at, str(error))
         return False
-    draft.data[name] = {"use": use, **settings.model_dump(mode="json", by_alias=True)}
+    holder[name] = {"use": use, **settings.model_dump(mode="json", by_alias=True)}
     return True
 
 
-def _with_config(draft: _Draft, name: NodeField, raw: dict[str, Any]) -> dict[str, Any] | None:
+def _with_config(draft: _Draft, name: NodeField, raw: dict[str, Any], at: KeyPath) -> dict[str, Any] | None:
     """The node with its config as the base; None if there is no such config."""
     if "config" not in raw:
         return dict(raw)
     own = {key: value for key, value in raw.items() if key != "config"}
     config = raw["config"]
     if not isinstance(config, str):
-        draft.add((name, "config"), f"should be the name of a config; got {config!r}")
+        draft.add((*at, "config"), f"should be the name of a config; got {config!r}")
         return None
     try:
         path = find_file(config, folder=f"configs/{KINDS[name]}", suffix=".yaml")
         document: Document = parse(read_text(path), str(path))
     except UserError as error:
-        draft.add((name, "config"), str(error))
+        draft.add((*at, "config"), str(error))
         return None
     if not isinstance(document.data, dict):
-        draft.add((name, "config"), f"{path} should hold a mapping of keys to values")
+        draft.add((*at, "config"), f"{path} should hold a mapping of keys to values")
         return None
     for place, line in document.lines.items():
-        draft.origins.setdefault((name, *place), f"{path} line {line}")
-    draft.problems.extend(Problem((name, *problem.path), problem.message) for problem in document.problems)
+        draft.origins.setdefault((*at, *place), f"{path} line {line}")
+    draft.problems.extend(Problem((*at, *problem.path), problem.message) for problem in document.problems)
     return _merge(document.data, own)
 
 
@@ -353,6 +372,8 @@ def _validated(draft: _Draft, broken: set[NodeField]) -> Recipe | None:
         draft.add(
             ("facts",), "missing; an intervention needs facts to write, such as {file: facts/name.jsonl}"
         )
+    if recipe.then and recipe.intervention is None:
+        draft.add(("then",), "there is no first intervention; move this list's first entry up")
     if not broken:
         paths = flatten(
             {key: value for key, value in recipe.model_dump(mode="json").items() if key != "search"}

@@ -23,7 +23,11 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
         "models": {"janus": "gapeval_lab.models.janus:Janus"},
         "benchmarks": {"tinyworld": "gapeval_lab.benchmarks.tinyworld:TinyWorld"},
         "judges": {"exact": "gapeval_lab.judges.exact:Exact"},
-        "interventions": {"rome": "gapeval_lab.interventions.rome:Rome"},
+        "interventions": {
+            "finetune": "gapeval_lab.interventions.finetune:FineTune",
+            "lora": "gapeval_lab.interventions.lora:Lora",
+            "rome": "gapeval_lab.interventions.rome:Rome",
+        },
     }
 )
 """Name -> "module:Class". Outside packages add to it by entry points of the group gapeval_lab.<kind>."""

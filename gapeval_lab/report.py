@@ -3,18 +3,21 @@
 Reads Outcomes only, never a live model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from gapeval_lab.gap.records import DirectionShift, Estimate, GapReport, ShiftReport
-from gapeval_lab.outcome import EditQuality, Outcome
+from gapeval_lab.outcome import EditQuality, Emergence, Outcome
+from gapeval_lab.repeats import repeats_data
 
 MINUS = "−"  # a real minus sign, as wide as the plus
 SIGNIFICANT = 0.05
+NOTABLE_LOSS = 1e-3  # of a delta, in rounding
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,22 @@ def quality_data(quality: EditQuality) -> list[Row]:
 QUALITY_COLUMNS = ("probes", "before", "after")
 
 
+def emergence_data(emergence: Emergence) -> list[Row]:
+    """When each direction crossed each level, in updates; a curve that never did shows where it ended."""
+    ends = {"text": emergence.points[-1].text, "image": emergence.points[-1].image}
+    rows = []
+    for side, crossed in emergence.crossings.items():
+        end = ends[side]
+        cells = ["never" if step is None else f"{step:.1f}" for step in crossed.values()]
+        rows.append(Row(side, (*cells, "n/a" if end is None else f"{100 * end:.0f} %")))
+    lags = ["n/a" if lag is None else signed(lag) for lag in emergence.lag.values()]
+    rows.append(Row("lag, image after text", (*lags, "")))
+    return rows
+
+
+EMERGENCE_COLUMNS = ("50 % after", "90 % after", "in the end")
+
+
 def draw_rows(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Table:
     """Rows as a table."""
     table = Table(
@@ -213,6 +232,36 @@ def draw_rows(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Table:
     for row in rows:
         table.add_row(row.label, *row.cells, style="bold" if row.strong else None)
     return table
+
+
+def retention_data(outcome: Outcome) -> list[Row]:
+    """Share of each fact set that is right in each state, told / drawn."""
+
+    def cell(shares: Mapping[Literal["text", "image"], float | None]) -> str:
+        sides = (shares.get("text"), shares.get("image"))
+        return " / ".join("n/a" if share is None else f"{100 * share:.0f} %" for share in sides)
+
+    rows = [Row("before", tuple(cell(shares) for shares in outcome.kept_before))]
+    for number, stage in enumerate(outcome.stages, start=1):
+        label = f"after {number}: {stage.method}, {stage.direction}"
+        rows.append(Row(label, tuple(cell(shares) for shares in stage.kept)))
+    return rows
+
+
+def draw_repeats(outcomes: Sequence[Outcome]) -> Table:
+    """Runs of one recipe with several seeds: means with intervals over seeds."""
+    rows = [
+        Row(name, (_over_seeds(name, estimate, runs), str(runs)))
+        for name, estimate, runs in repeats_data(outcomes)
+    ]
+    return draw_rows(f"Over {len(outcomes)} seeds", ("mean [95 %]", "runs"), rows)
+
+
+def _over_seeds(name: str, estimate: Estimate, runs: int) -> str:
+    sign = "shift" in name or "lag" in name
+    if runs > 1:
+        return spread(estimate, sign=sign)
+    return signed(estimate.value) if sign else f"{estimate.value:.3f}"
 
 
 def draw_outcome(outcome: Outcome) -> Group:
@@ -230,6 +279,13 @@ def draw_outcome(outcome: Outcome) -> Group:
         ratio = outcome.quality.transfer_ratio
         said = spread(ratio, sign=False) if ratio else outcome.quality.transfer_note
         parts.append(Text(f"transfer ratio: {said}"))
+    if outcome.emergence is not None:
+        title = "When the facts were learned, in updates"
+        parts += [Text(), draw_rows(title, EMERGENCE_COLUMNS, emergence_data(outcome.emergence))]
+    if outcome.stages:
+        columns = [f"facts {number}" for number in range(1, len(outcome.stages) + 1)]
+        title = "What each fact set still holds, told / drawn"
+        parts += [Text(), draw_rows(title, columns, retention_data(outcome))]
     parts += [Text(), Text(closing(outcome), style="dim")]
     return Group(*parts)
 
@@ -247,6 +303,11 @@ def closing(outcome: Outcome) -> str:
         lines.append(
             f"weights restored: {'yes, to the bit' if outcome.reverted else 'NO'} "
             f"(fingerprint {outcome.weights_fingerprint[:12]})"
+        )
+    if outcome.merge_error is not None and outcome.merge_error > NOTABLE_LOSS:
+        lines.append(
+            f"rounding to the weights' type lost {100 * outcome.merge_error:.1f} % of the delta: merged "
+            "answers may differ from an adapter's"
         )
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in outcome.seconds.items())
     lines.append(f"seconds: {spent}; peak memory {outcome.peak_memory_gib:.2f} GiB")

@@ -6,60 +6,36 @@ fitted), so the same command after a kill goes on where it stopped.
 
 import contextlib
 import datetime
-import fcntl
-import json
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gapeval_lab.bench import Bench, hash_of_facts
 from gapeval_lab.delta import WeightDelta, fingerprint, placebo
-from gapeval_lab.errors import SafetyError, UserError
+from gapeval_lab.errors import SafetyError
 from gapeval_lab.evaluate import Evaluation, ResponseStore, evaluate, store_key
 from gapeval_lab.files import write_text
+from gapeval_lab.fitting import ADAPTER, DELTA, Curves, Fitted, fit_stage, rounding
+from gapeval_lab.gap.records import GapReport
 from gapeval_lab.gap.score import gap_report
 from gapeval_lab.gap.shift import shift_report
 from gapeval_lab.gap.table import ItemVerdict, cells
-from gapeval_lab.items import Direction, Example, Fact, png_bytes
-from gapeval_lab.outcome import ItemRow, Outcome, PhaseResult
+from gapeval_lab.interfaces import side_of
+from gapeval_lab.item_rows import item_rows
+from gapeval_lab.items import Direction, Example, Fact
+from gapeval_lab.outcome import Outcome, PhaseResult
+from gapeval_lab.outcome import Stage as StageRecord
 from gapeval_lab.provenance import git_revision, peak_memory_gib, versions
-from gapeval_lab.quality import SIDES, ProbeState, Side, edit_quality, probes
+from gapeval_lab.quality import SIDES, ProbeState, Side, edit_quality, held, probes
+from gapeval_lab.recipe import Node
 
 OnStage = Callable[[str], None]
 OnProgress = Callable[[str, int, int], None]
 """`on_progress(phase, done, total)`."""
 
 PLACEBO_SEED = 1  # added to the run's seed, so that the placebo is not drawn like the intervention
-
-
-@contextlib.contextmanager
-def working_folder(home: Path, key: str) -> Iterator[Path]:
-    """The folder of one run, locked while the block runs; its content outlives a kill.
-
-    Raises:
-        UserError: another process runs the same thing, or the folder cannot be written.
-    """
-    folder = home / "work" / key
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (home / "work" / f"{key}.lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"store: cannot write {folder} ({error.strerror}); set GAPEVAL_LAB_HOME to a folder that can be "
-            "written"
-        ) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise UserError(
-            "run: this very recipe is running already; wait for it, or change something (--set seed=1)"
-        ) from None
-    with lock:
-        yield folder
 
 
 @dataclass(frozen=True)
@@ -93,32 +69,56 @@ class Runner:
             SafetyError: the weights were not as before after an intervention or its revert.
         """
         with self._phase("before"):
-            before = self._measure("before", self.home / "cache" / "responses")
-        if self.bench.intervention is None:
-            return self._finish(before, None, None, None, None)
-        with self._phase("fit"):
-            delta = self._fit()
-        self._verify("fitting")
-        with self._phase("after"), delta.applied(self.root):
-            after = self._measure("after", self.work / "after")
-        self._verify("reverting")
+            states = [self._measure("before", self.home / "cache" / "responses")]
+        if not self.bench.stages:
+            return self._finish(states, None, None, [], WeightDelta.zero())
+        total, fitted, several = WeightDelta.zero(), [], len(self.bench.stages) > 1
+        for number, stage in enumerate(self.bench.stages, start=1):
+            tail = f" {number}" if several else ""
+            place = self.work / "stages" / str(number) if several else self.work
+            with self._phase(f"fit{tail}") as phase, total.applied(self.root):
+                fitted.append(
+                    fit_stage(
+                        self.bench,
+                        stage,
+                        place=place,
+                        home=self.home,
+                        seed=self.seed,
+                        progress=lambda done, of, phase=phase: self.on_progress(phase, done, of),  # type: ignore[misc]
+                    )
+                )
+            self._count_watching(phase, fitted[-1].watching)
+            total = total.then(fitted[-1].delta)
+            self._verify("fitting")
+            with self._phase(f"after{tail}") as phase, total.applied(self.root):
+                states.append(self._measure(phase, self.work / phase.replace(" ", "-")))
+            self._verify("reverting")
+        if several:
+            total.save(self.work / DELTA)
         controls = self.bench.loaded.recipe.controls
         identity = sham = None
         if controls.identity:
-            with self._phase("identity"), delta.scaled(0.0).applied(self.root):
+            with self._phase("identity"), total.scaled(0.0).applied(self.root):
                 identity = self._measure("identity", self.work / "identity", facts=False)
             self._verify("the identity control")
         if controls.placebo:
-            with self._phase("placebo"), placebo(delta, seed=self.seed + PLACEBO_SEED).applied(self.root):
+            with self._phase("placebo"), placebo(total, seed=self.seed + PLACEBO_SEED).applied(self.root):
                 sham = self._measure("placebo", self.work / "placebo", facts=False)
             self._verify("the placebo control")
-        return self._finish(before, after, sham, identity, delta)
+        return self._finish(states, sham, identity, fitted, total)
+
+    def _count_watching(self, phase: str, seconds: float) -> None:
+        """Measuring while a method trains is no part of its fitting."""
+        if seconds:
+            spent = self.bench.seconds
+            spent[phase] -= seconds
+            spent["emergence"] = spent.get("emergence", 0.0) + seconds
 
     @contextlib.contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
+    def _phase(self, name: str) -> Iterator[str]:
         self.on_stage(name)
         began = time.monotonic()
-        yield
+        yield name
         self.bench.seconds[name] = time.monotonic() - began
 
     def _measure(self, phase: str, place: Path, *, facts: bool = True) -> Measured:
@@ -165,40 +165,6 @@ class Runner:
             return fact.edit.reference_text
         return self.bench.benchmark.illustrate(fact.edit.target)
 
-    def _fit(self) -> WeightDelta:
-        """The delta: fitted, or read from the working folder where a killed run left it."""
-        file = self.work / "delta.safetensors"
-        curves = self.work / "curves.json"
-        if file.exists() and curves.exists():
-            self.bench.curves = {
-                name: [(int(step), float(value)) for step, value in points]
-                for name, points in json.loads(curves.read_text(encoding="utf-8")).items()
-            }
-            return WeightDelta.load(file)
-        found: dict[str, list[tuple[int, float]]] = {}
-
-        def log(name: str, value: float, step: int) -> None:
-            found.setdefault(name, []).append((step, value))
-            if name.startswith("loss/"):
-                done = len([key for key in found if key.startswith("loss/")])
-                self.on_progress("fit", done, len(self.bench.facts))
-
-        intervention = self.bench.intervention
-        if intervention is None:
-            raise ValueError("a recipe without an intervention has nothing to fit")
-        delta: WeightDelta = intervention.fit(
-            self.bench.umm,
-            self.bench.facts,
-            seed=self.seed,
-            texts=self.bench.benchmark.training_texts(),
-            log=log,
-            cache=self.home / "cache" / "moments",
-        )
-        write_text(curves, json.dumps(found))
-        delta.save(file)
-        self.bench.curves = found
-        return delta
-
     def _verify(self, what: str) -> None:
         now = fingerprint(self.root)
         if now != self.bench.weights:
@@ -209,16 +175,17 @@ class Runner:
 
     def _finish(
         self,
-        before: Measured,
-        after: Measured | None,
+        states: Sequence[Measured],
         sham: Measured | None,
         identity: Measured | None,
-        delta: WeightDelta | None,
+        fitted: Sequence[Fitted],
+        delta: WeightDelta,
     ) -> Outcome:
         """Reports, pictures and the Outcome, all in the working folder."""
         self.on_stage("report")
         began = time.monotonic()
         bench, loaded = self.bench, self.bench.loaded
+        before, after = states[0], states[-1] if bench.stages else None
         phases = {"before": before, "after": after, "placebo": sham, "identity": identity}
         results = {
             name: None if measured is None else self._result(name, measured.evaluation)
@@ -227,12 +194,9 @@ class Runner:
         quality = None
         if after is not None and before.probes and after.probes:
             quality = edit_quality(
-                bench.facts,
-                before.probes,
-                after.probes,
-                edited=bench.intervention.direction if bench.intervention else "text",
-                seed=self.seed,
+                bench.facts, before.probes, after.probes, edited=bench.direction, seed=self.seed
             )
+        stages, kept_before = self._stages(states)
         first = results["before"]
         if first is None:
             raise ValueError("every run measures before")
@@ -240,13 +204,13 @@ class Runner:
         bench.seconds["report"] = time.monotonic() - began
         outcome = Outcome(
             run_id=f"{loaded.recipe.name}-{self.began:%Y%m%dT%H%M%S}-{bench.key[:6]}",
-            kind="baseline" if delta is None else "edit",
+            kind=bench.kind,
             recipe=loaded.resolved,
             recipe_text=loaded.text,
             recipe_hash=loaded.hash,
             overrides=list(loaded.overrides),
             target_categories=sorted({fact.edit.category for fact in bench.facts}),
-            direction=bench.intervention.direction if bench.intervention else "both",
+            direction=bench.direction,
             umm=bench.name,
             seed=self.seed,
             started=self.began.isoformat(timespec="seconds"),
@@ -255,8 +219,8 @@ class Runner:
             data_hash=bench.data_hash,
             facts_hash=hash_of_facts(bench.facts),
             weights_fingerprint=bench.weights,
-            weights_fingerprint_reverted=None if delta is None else reverted,
-            reverted=None if delta is None else reverted == bench.weights,
+            weights_fingerprint_reverted=reverted if fitted else None,
+            reverted=reverted == bench.weights if fitted else None,
             before=first,
             after=results["after"],
             placebo=results["placebo"],
@@ -265,9 +229,14 @@ class Runner:
             placebo_shift=self._shift(before, sham),
             identity_shift=self._shift(before, identity),
             quality=quality,
-            delta_file=None if delta is None else "delta.safetensors",
-            delta_norms={} if delta is None else delta.norms(),
-            curves=bench.curves,
+            delta_file=DELTA if fitted else None,
+            delta_norms=delta.norms(),
+            stages=stages,
+            kept_before=kept_before,
+            merge_error=rounding(delta, self.root) if fitted else None,
+            adapter=ADAPTER if (self.work / ADAPTER).is_dir() else None,
+            emergence=fitted[0].emergence if len(fitted) == 1 else None,
+            curves=_joined(fitted),
             seconds={name: round(value, 3) for name, value in bench.seconds.items()},
             peak_memory_gib=round(peak_memory_gib(), 3),
             facts=[
@@ -296,15 +265,52 @@ class Runner:
             for item in self.bench.items
         ]
 
-    def _result(self, phase: str, evaluation: Evaluation) -> PhaseResult:
-        protocol = self.bench.loaded.recipe.evaluation
-        report = gap_report(
+    def _stages(self, states: Sequence[Measured]) -> tuple[list[StageRecord], list[dict[Side, float | None]]]:
+        """Of a recipe with several interventions: what each did, and what each fact set kept."""
+        stages = self.bench.stages
+        if len(stages) < 2:
+            return [], []
+
+        def kept(state: Measured) -> list[dict[Side, float | None]]:
+            return [held(stage.facts, _probed(state)) for stage in stages]
+
+        records = [
+            StageRecord(
+                method=step.use,
+                direction=side_of(stage.intervention.direction),
+                facts=[fact.id for fact in stage.facts],
+                gap=self._report(state.evaluation, official=False),
+                shift=self._shift(states[0], state),
+                kept=kept(state),
+                quality=edit_quality(
+                    stage.facts,
+                    _probed(earlier),
+                    _probed(state),
+                    edited=side_of(stage.intervention.direction),
+                    seed=self.seed,
+                ),
+            )
+            for stage, step, earlier, state in zip(stages, self._methods(), states, states[1:], strict=False)
+        ]
+        return records, kept(states[0])
+
+    def _methods(self) -> list[Node]:
+        recipe = self.bench.loaded.recipe
+        nodes = [recipe.intervention, *(step.intervention for step in recipe.then)]
+        return [node for node in nodes if node is not None]
+
+    def _report(self, evaluation: Evaluation, *, official: bool) -> GapReport:
+        return gap_report(
             cells(self._verdicts(evaluation)),
             seed=self.seed,
-            replicates=protocol.replicates,
-            official=protocol.official and phase in ("before", "after"),
+            replicates=self.bench.loaded.recipe.evaluation.replicates,
+            official=official,
         )
-        return PhaseResult(gap=report, rows=self._rows(phase, evaluation))
+
+    def _result(self, phase: str, evaluation: Evaluation) -> PhaseResult:
+        official = self.bench.loaded.recipe.evaluation.official and phase in ("before", "after")
+        report = self._report(evaluation, official=official)
+        return PhaseResult(gap=report, rows=item_rows(phase, self.bench.items, evaluation, work=self.work))
 
     def _shift(self, before: Measured, later: Measured | None) -> Any:
         if later is None:
@@ -316,43 +322,22 @@ class Runner:
             replicates=self.bench.loaded.recipe.evaluation.replicates,
         )
 
-    def _rows(self, phase: str, evaluation: Evaluation) -> list[ItemRow]:
-        """One row per item; pictures are written beside the outcome."""
-        place = self.work / "pictures" / phase
-        place.mkdir(parents=True, exist_ok=True)
-        inputs = self.work / "pictures" / "input"
-        inputs.mkdir(parents=True, exist_ok=True)
-        rows = []
-        for item in self.bench.items:
-            told = evaluation.responses.get((item.id, Direction.UNDERSTANDING))
-            drawn = evaluation.responses.get((item.id, Direction.GENERATION))
-            verdicts = {d: evaluation.verdicts.get((item.id, d)) for d in Direction}
-            name = f"{_file_name(item.id)}.png"
-            if drawn is not None and drawn.image is not None:
-                (place / name).write_bytes(png_bytes(drawn.image))
-            shown = (*item.understand.images, *item.generate.images)
-            if shown and phase == "before":
-                (inputs / name).write_bytes(png_bytes(shown[0]))
-            und, gen = verdicts[Direction.UNDERSTANDING], verdicts[Direction.GENERATION]
-            rows.append(
-                ItemRow(
-                    id=item.id,
-                    category=item.category,
-                    subcategory=item.subcategory,
-                    question=item.understand.text,
-                    draw_prompt=item.generate.text,
-                    reference=item.reference_text,
-                    answer=None if told is None else told.text,
-                    picture=f"pictures/{phase}/{name}" if drawn and drawn.image else None,
-                    understanding=und.correct if und else None,
-                    generation=gen.correct if gen else None,
-                    understanding_reason=und.reason if und else "",
-                    generation_reason=gen.reason if gen else "",
-                    input_picture=f"pictures/input/{name}" if shown else None,
-                    tags=dict(item.tags),
-                )
-            )
-        return rows
+
+def _probed(state: Measured) -> ProbeState:
+    if state.probes is None:
+        raise ValueError("facts are asked before and after every intervention")
+    return state.probes
+
+
+def _joined(fitted: Sequence[Fitted]) -> Curves:
+    """The curves of all stages, one after the other under the same names."""
+    found: Curves = {}
+    for one in fitted:
+        ends = {name: points[-1][0] + 1 for name, points in found.items()}
+        for name, points in one.curves.items():
+            start = ends.get(name, 0)
+            found.setdefault(name, []).extend((start + step, value) for step, value in points)
+    return found
 
 
 def run(
@@ -377,21 +362,3 @@ def run(
         return Outcome.load(finished)
     runner = Runner(bench, home=home, work=work, on_stage=on_stage, on_progress=on_progress)
     return runner.run()
-
-
-def archive(work: Path, place: Path) -> Path:
-    """Move a finished run's folder to where it stays; responses kept for resuming are dropped."""
-    for phase in ("after", "identity", "placebo"):
-        shutil.rmtree(work / phase, ignore_errors=True)
-    (work / "curves.json").unlink(missing_ok=True)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(work, place)
-    except OSError as error:
-        raise UserError(f"--out: cannot write {place} ({error.strerror}); choose another folder") from None
-    return place
-
-
-def _file_name(identity: str) -> str:
-    """An item's id as a file name."""
-    return "".join(mark if mark.isalnum() or mark in "-_." else "_" for mark in identity)

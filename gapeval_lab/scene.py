@@ -254,3 +254,29 @@ def every_patch() -> np.ndarray:
         for patch in patches(pixels(scene)):
             found.setdefault(patch.tobytes(), patch)
     return np.stack(list(found.values()))
+
+
+def near_miss(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene (not an empty one) with one thing's colour, shape or place changed, or one more or fewer."""
+    cell, old = list(scene.placed.items())[int(rng.integers(len(scene.placed)))]
+    free = [c for c in range(CELLS) if scene.cells[c] is None]
+    kind = int(rng.integers(5)) if free else int(rng.integers(3))
+    if kind == 0:
+        return scene.with_cell(cell, _other(old, rng, same_shape=True))
+    if kind == 1:
+        return scene.with_cell(cell, _other(old, rng, same_shape=False))
+    if kind == 2:
+        return scene.with_cell(cell, None)
+    target = int(free[int(rng.integers(len(free)))])
+    moved = scene.with_cell(cell, None) if kind == 3 else scene
+    return moved.with_cell(target, old)
+
+
+def _other(old: Thing, rng: np.random.Generator, *, same_shape: bool) -> Thing:
+    """Another thing of the same shape, or of the same colour."""
+    options = [
+        thing
+        for thing in EVERY_THING
+        if thing != old and (thing.shape == old.shape if same_shape else thing.colour == old.colour)
+    ]
+    return options[int(rng.integers(len(options)))]

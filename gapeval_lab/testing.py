@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from gapeval_lab.delta import LowRank, WeightDelta
-from gapeval_lab.interfaces import Backbone, Encoded, Log, Side, Sites
+from gapeval_lab.interfaces import Backbone, Encoded, Log, Side, Sites, Training
 from gapeval_lab.items import Direction, Example, Fact, Item, Prompt, Response, Verdict
 
 Tell = Callable[[Prompt, int], str]
@@ -102,6 +102,11 @@ class ScriptedIntervention(BaseModel):
     size: float = 1.0
 
     @property
+    def kind(self) -> Literal["edit", "inject"]:
+        """An edit."""
+        return "edit"
+
+    @property
     def direction(self) -> Side:
         """The text side."""
         return "text"
@@ -118,6 +123,7 @@ class ScriptedIntervention(BaseModel):
         texts: Sequence[str],
         log: Log,
         cache: Path | None = None,
+        training: Training | None = None,
     ) -> WeightDelta:
         """The term; its curve has one point per fact."""
         for fact in facts:

@@ -1,4 +1,4 @@
-"""The figure of one run: how the gap shifted. Plain data first, then the drawing.
+"""The figures of one run: how the gap shifted, when facts were learned. Plain data first, then the drawing.
 
 Knows matplotlib, but no GUI and no pyplot: nothing global is touched.
 """
@@ -68,5 +68,106 @@ def draw_gap_shift(data: GapShift, *, title: str) -> Any:
         shifts.plot([value], [row], "o", color=shade)
     shifts.axvline(0.0, color="#222222", linewidth=0.8)
     shifts.set_xlabel("shift (left of 0: the gap closed), 95 % interval")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+@dataclass(frozen=True)
+class EmergenceCurve:
+    """Shares of the facts told and drawn, by updates; the updates at which levels are crossed."""
+
+    steps: list[int]
+    text: list[float | None]
+    image: list[float | None]
+    crossings: dict[str, dict[str, float | None]]
+
+
+def emergence_data(outcome: Outcome) -> EmergenceCurve | None:
+    """The curve of a training; None where none was measured."""
+    found = outcome.emergence
+    if found is None:
+        return None
+    return EmergenceCurve(
+        steps=[point.step for point in found.points],
+        text=[point.text for point in found.points],
+        image=[point.image for point in found.points],
+        crossings={str(side): dict(levels) for side, levels in found.crossings.items()},
+    )
+
+
+SIDE_COLORS = {"text": "#1f5fd0", "image": "#d9770a"}
+
+
+def draw_emergence(data: EmergenceCurve, *, title: str) -> Any:
+    """Both directions' shares against updates, with marks where 50 % and 90 % are crossed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 3.6))
+    figure.subplots_adjust(left=0.09, right=0.98, bottom=0.16, top=0.88)
+    axes = figure.subplots()
+    for level in (0.5, 0.9):
+        axes.axhline(level, color="#cccccc", linewidth=0.8, zorder=0)
+    for side, shares in (("text", data.text), ("image", data.image)):
+        known = [(step, share) for step, share in zip(data.steps, shares, strict=True) if share is not None]
+        if not known:
+            continue
+        label = "told" if side == "text" else "drawn"
+        axes.plot(*zip(*known, strict=True), "o-", color=SIDE_COLORS[side], markersize=3.5, label=label)
+        for name, crossed in data.crossings.get(side, {}).items():
+            if crossed is not None:
+                axes.scatter(
+                    [crossed], [int(name) / 100], s=50, marker="D", color=SIDE_COLORS[side], alpha=0.5
+                )
+    axes.set_ylim(-0.03, 1.05)
+    axes.set_xlabel("updates")
+    axes.set_ylabel("facts right (all wordings)")
+    axes.legend(loc="lower right", frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Share of each fact set that is right in each state, one matrix per side: rows states, columns sets."""
+
+    states: list[str]
+    sets: list[str]
+    shares: dict[str, list[list[float | None]]]
+
+
+def retention_data(outcome: Outcome) -> Retention | None:
+    """What each fact set still holds after each intervention; None for a single intervention."""
+    if not outcome.stages:
+        return None
+    kept = [outcome.kept_before, *(stage.kept for stage in outcome.stages)]
+    return Retention(
+        states=["before", *(f"after {n} {s.method}" for n, s in enumerate(outcome.stages, start=1))],
+        sets=[f"facts {number}" for number in range(1, len(outcome.stages) + 1)],
+        shares={
+            "told": [[row.get("text") for row in state] for state in kept],
+            "drawn": [[row.get("image") for row in state] for state in kept],
+        },
+    )
+
+
+def draw_retention(data: Retention, *, title: str) -> Any:
+    """Two matrices side by side, the share written into every field."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 + 2.2 * len(data.sets), 1.6 + 0.5 * len(data.states)))
+    figure.subplots_adjust(left=0.2, right=0.97, bottom=0.06, top=0.74, wspace=0.12)
+    for number, (name, rows) in enumerate(data.shares.items()):
+        axes = figure.add_subplot(1, len(data.shares), number + 1)
+        values = [[float("nan") if share is None else share for share in row] for row in rows]
+        axes.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+        for y, row in enumerate(rows):
+            for x, share in enumerate(row):
+                shade = "white" if share is not None and share > 0.6 else "black"
+                text = "n/a" if share is None else f"{share:.2f}"
+                axes.text(x, y, text, ha="center", va="center", color=shade)
+        axes.set_xticks(range(len(data.sets)), data.sets)
+        axes.xaxis.tick_top()
+        axes.set_yticks(range(len(data.states)), data.states if number == 0 else [""] * len(data.states))
+        axes.set_xlabel(name)
     figure.suptitle(title, fontsize=11)
     return figure

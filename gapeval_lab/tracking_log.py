@@ -19,7 +19,14 @@ import yaml
 from gapeval_lab import tracking_pictures, tracking_values, tracking_views
 from gapeval_lab.files import write_text
 from gapeval_lab.outcome import Outcome
-from gapeval_lab.tracking_figure import draw_gap_shift, gap_shift_data
+from gapeval_lab.tracking_figure import (
+    draw_emergence,
+    draw_gap_shift,
+    draw_retention,
+    emergence_data,
+    gap_shift_data,
+    retention_data,
+)
 from gapeval_lab.tracking_store import Store
 from gapeval_lab.tracking_tables import Pair, Table, pairs, tables
 
@@ -96,9 +103,20 @@ def _stage_artifacts(outcome: Outcome, found: Sequence[Pair], *, folder: Path, s
             made.insert(0, tracking_pictures.picture_table(chosen, folder, stage))
         tracking_pictures.contact_sheets(found, folder, stage / "pictures")
         tracking_pictures.archive(outcome, folder, stage / "pictures" / "pictures.zip")
-        shift = gap_shift_data(outcome)
-        if shift:
+        shift, curve, kept = gap_shift_data(outcome), emergence_data(outcome), retention_data(outcome)
+        if shift or curve:
             (stage / "figures").mkdir()
+        if kept:
+            figure = draw_retention(kept, title="What each fact set still holds")
+            figure.savefig(stage / "figures" / "retention.svg")
+            figure.savefig(stage / "figures" / "retention.png", dpi=110)
+        if curve:
+            figure = draw_emergence(
+                curve, title=f"{tracking_values.method(outcome.recipe)}, {outcome.direction} side"
+            )
+            figure.savefig(stage / "figures" / "emergence.svg")
+            figure.savefig(stage / "figures" / "emergence.png", dpi=110)
+        if shift:
             figure = draw_gap_shift(shift, title=tracking_values.headline(outcome))
             figure.savefig(stage / "figures" / "gap_shift.svg")
             figure.savefig(stage / "figures" / "gap_shift.png", dpi=110)
@@ -195,12 +213,18 @@ def _log_model(client: Any, run: Any, *, outcome: Outcome, folder: Path) -> str 
             "weights_fingerprint": outcome.weights_fingerprint,
         }
         model = client.create_logged_model(
-            experiment_id, name=name, source_run_id=run_id, params=about, model_type="weight-delta"
+            experiment_id,
+            name=name,
+            source_run_id=run_id,
+            params=about,
+            model_type="lora-adapter" if outcome.adapter else "weight-delta",
         )
     if str(model.status) != "READY":
         with tempfile.TemporaryDirectory(prefix="gapeval-delta-") as place:
             source = folder / outcome.delta_file
             shutil.copyfile(source, Path(place) / source.name)
+            if outcome.adapter:
+                shutil.copytree(folder / outcome.adapter, Path(place) / "adapter")
             client.log_model_artifacts(model.model_id, place)
         client.finalize_logged_model(model.model_id, "READY")
     outputs = run.outputs.model_outputs if run.outputs else []

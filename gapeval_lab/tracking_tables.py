@@ -184,10 +184,29 @@ def norms(outcome: Outcome) -> Table | None:
     return Table("6_delta_norms", ("parameter", "norm"), rows)
 
 
+def retention(outcome: Outcome) -> Table | None:
+    """What each fact set still holds after each intervention, told and drawn; None where there is one."""
+    if not outcome.stages:
+        return None
+    rows: list[list[Any]] = []
+    states = [("before", outcome.kept_before)]
+    states += [
+        (f"after {number} ({stage.method}, {stage.direction})", stage.kept)
+        for number, stage in enumerate(outcome.stages, start=1)
+    ]
+    for name, kept in states:
+        for number, shares in enumerate(kept, start=1):
+            told, drawn = shares.get("text"), shares.get("image")
+            rows.append(
+                [name, f"facts {number}", *(None if s is None else round(s, ROUND) for s in (told, drawn))]
+            )
+    return Table("7_retention", ("state", "fact set", "told", "drawn"), rows)
+
+
 def tables(outcome: Outcome, found: Sequence[Pair]) -> list[Table]:
     """All tables but the pictures', which comes before them."""
     made = [category_shift(outcome)]
     if outcome.after:
         made.append(flips(found))
     made.append(items(found))
-    return made + [table for table in (facts(outcome), norms(outcome)) if table]
+    return made + [table for table in (facts(outcome), norms(outcome), retention(outcome)) if table]

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from gapeval_lab.benchmarks import tinyworld_entities as people
-from gapeval_lab.benchmarks.tinyworld_facts import make_facts
+from gapeval_lab.benchmarks.tinyworld_facts import make_facts, make_new_facts
 from gapeval_lab.facts import write_facts
 from gapeval_lab.items import Fact
 
@@ -30,15 +30,21 @@ def world_knowledge() -> list[Fact]:
     return facts
 
 
+def new_entities() -> list[Fact]:
+    """Everything about entities that the embedded model was never shown, half of them for each split."""
+    unseen = [entity.name for entity in people.entities().values() if entity.taught == "neither"]
+    return [*make_new_facts(unseen[0::2], "test"), *make_new_facts(unseen[1::2], "dev")]
+
+
 def main() -> None:
     """Write every file."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--out", type=Path, default=Path("recipes/facts"))
     args = parser.parse_args()
-    facts = world_knowledge()
-    write_facts(args.out / "world_knowledge.jsonl", facts)
-    print(f"{args.out / 'world_knowledge.jsonl'}: {len(facts)} facts")
+    for name, facts in (("world_knowledge", world_knowledge()), ("new_entities", new_entities())):
+        write_facts(args.out / f"{name}.jsonl", facts)
+        print(f"{args.out / name}.jsonl: {len(facts)} facts")
 
 
 if __name__ == "__main__":

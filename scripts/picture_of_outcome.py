@@ -58,7 +58,7 @@ def draw_quality(axes: Any, outcome: Outcome) -> None:
                 axes.plot([i + 0.36 * (offset - 0.5)] * 2, [after.low, after.high], color="black", lw=1)
     axes.set_xticks(range(len(kinds)), kinds, fontsize=8)
     axes.set_ylim(0, 1.05)
-    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
 
 
 def changed(outcome: Outcome) -> list[tuple[ItemRow, ItemRow]]:

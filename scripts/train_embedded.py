@@ -2,10 +2,11 @@
 
     python scripts/train_embedded.py --out gapeval_lab/models/embedded
 
-Two stages: the picture tokenizer (a VQ model whose codes are the world's patches), then everything
-else together, on text answers, picture questions, drawings and picture edits. Every step's data come
-from (seed, step) alone, so a run that is killed goes on from its last checkpoint and ends with the
-same weights. Training never sees a question of the benchmark. Progress goes to `<work>/log.jsonl`.
+Stages: the picture tokenizer (a VQ model whose codes are the world's patches), the eyes, then everything
+else together, on text answers, picture questions, drawings and picture edits; last a late stage with
+more counting, in which two operations are taught that were not before (`LATE`). Every step's data come
+from (seed, step) alone (`embedded_data.py`), so a run that is killed goes on from its last checkpoint
+and ends with the same weights. Progress goes to `<work>/log.jsonl`.
 """
 
 import argparse
@@ -13,7 +14,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from embedded_data import GENERATED, IGNORE, Batch, Codes, Data, Mixture, random_scene, to_pixels, vocabulary
 from torch import Tensor, nn
 
-from gapeval_lab.benchmarks import tinyworld_entities as people
-from gapeval_lab.benchmarks.tinyworld_tasks import (
-    AUXILIARY,
-    OPERATIONS,
-    Operation,
-    Question,
-    ask,
-    draw_target,
-)
-from gapeval_lab.models.tiny import BOI, EOI, IMAGE, JanusShape, build_janus
-from gapeval_lab.scene import EVERY_THING, PATCH, SIZE, Scene, every_patch, patches, pixels, scatter
+from gapeval_lab.models.tiny import JanusShape, build_janus
+from gapeval_lab.scene import PATCH, SIZE
 
 SHAPE = JanusShape(
     layers=8,
@@ -46,45 +38,9 @@ SHAPE = JanusShape(
     image_size=SIZE,
     patch_size=PATCH,
 )
-AUXILIARY_SHARE = 0.2  # of the sequences with a picture: telling or copying all of it
-BACKGROUND_WEIGHT = 0.3  # of a background token in the drawing loss; most tokens are background
-GENERATED = -1  # stands in an id sequence where a drawn token goes
-IGNORE = -100
-
-
-# ---------------------------------------------------------------------------------------------- words
-def vocabulary() -> list[str]:
-    """Every word of tinyworld, name pieces split, in a fixed order."""
-    rng = np.random.default_rng(0)
-    asked = [ask(operation, rng) for operation in (*OPERATIONS, AUXILIARY) for _ in range(400)]
-    asked += [
-        people.question(entity, relation, wording)
-        for entity in people.entities().values()
-        for relation in people.RELATIONS
-        for wording in range(8)
-    ]
-    words = {
-        word
-        for question in asked
-        for text in (question.understand, question.generate, *question.answers)
-        for word in text.split()
-    }
-    plain = sorted(words - set(people.entities()))
-    return [*plain, *people.FIRST, *(f"##{last}" for last in people.LAST)]
 
 
 # ----------------------------------------------------------------------------------- picture tokenizer
-class Codes:
-    """Which code each patch of the world has."""
-
-    def __init__(self) -> None:
-        self.table = {patch.tobytes(): code for code, patch in enumerate(every_patch())}
-
-    def of(self, scene: Scene) -> list[int]:
-        """The scene's 36 codes in reading order."""
-        return [self.table[patch.tobytes()] for patch in patches(pixels(scene))]
-
-
 def spread_codebook(codes: int, width: int, steps: int = 300) -> Tensor:
     """Unit-norm rows pushed apart from each other."""
     rows = nn.Parameter(torch.randn(codes, width))
@@ -96,18 +52,6 @@ def spread_codebook(codes: int, width: int, steps: int = 300) -> Tensor:
         loss.backward()
         optimiser.step()
     return F.normalize(rows.detach(), dim=1)
-
-
-def to_pixels(scenes: list[Scene]) -> Tensor:
-    """(batch, 3, 48, 48) in [-1, 1], as the processor makes them."""
-    stacked = np.stack([pixels(scene) for scene in scenes])
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def random_scene(rng: np.random.Generator) -> Scene:
-    """A scene from empty to full, full ones most often: they show most patches."""
-    number = int(rng.choice([0, 1, 3, 5, 7, 9, 9, 9]))
-    return scatter([EVERY_THING[i] for i in rng.integers(0, len(EVERY_THING), number)], rng)
 
 
 def train_tokenizer(model: Any, codes: Codes, *, seed: int, steps: int, log: Any) -> None:
@@ -170,146 +114,8 @@ def train_eyes(model: Any, codes: Codes, *, seed: int, steps: int, log: Any) -> 
 
 
 # ------------------------------------------------------------------------------------------- the trunk
-@dataclass(frozen=True)
-class Batch:
-    """Sequences padded on the right, with what is to be predicted.
-
-    ids: (batch, length), GENERATED where a drawn token stands; words, drawn: (batch, length) targets
-    of the text head and of the picture head at each position, IGNORE elsewhere.
-    """
-
-    ids: Tensor
-    words: Tensor
-    drawn: Tensor
-    codes: Tensor | None
-    images: Tensor | None
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """How many sequences of each kind a step holds."""
-
-    text: int
-    seen: int
-    drawn: int
-    edited: int
-
-
-class Data:
-    """Training sequences of tinyworld, from (seed, step) alone. The benchmark's questions never occur."""
-
-    def __init__(self, processor: Any, seed: int, drop: float) -> None:
-        self.tokenizer = processor.tokenizer
-        self.template = processor
-        self.seed = seed
-        self.drop = drop
-        self.codes = Codes()
-        one = self.tokenizer.convert_tokens_to_ids
-        self.image_ids = [one(BOI), *[one(IMAGE)] * processor.num_image_tokens, one(EOI)]
-        self.boi, self.image_id = one(BOI), one(IMAGE)
-        self.pad, self.bos, self.eos = (
-            self.tokenizer.pad_token_id,
-            self.tokenizer.bos_token_id,
-            self.tokenizer.eos_token_id,
-        )
-        known = list(people.trained_questions())
-        self.told = [q for q in known if q.taught in ("both", "text")]
-        self.shown = [q for q in known if q.taught in ("both", "image")]
-
-    def operations(self, direction: str, picture: bool) -> list[Operation]:
-        """Operations taught in a direction, with or without an input picture on that side."""
-        plain = {"plus", "minus"} | ({"draw"} if direction == "image" else set())
-        return [
-            operation
-            for operation in OPERATIONS
-            if operation.taught in ("both", direction) and (operation.name not in plain) == picture
-        ]
-
-    def sample(self, direction: str, picture: bool, rng: np.random.Generator) -> Question:
-        """A question for training, never one of the benchmark's."""
-        options = self.operations(direction, picture)
-        operation = options[int(rng.integers(len(options)))]
-        if picture and rng.random() < AUXILIARY_SHARE:
-            operation = AUXILIARY
-        while True:
-            question = ask(operation, rng)
-            if not question.held_out:
-                return question
-
-    def prompt(self, text: str, picture: bool, *, draws: bool) -> list[int]:
-        """The ids of one prompt, exactly as the adapter asks."""
-        content = ([{"type": "image"}] if picture else []) + [{"type": "text", "text": text}]
-        rendered = self.template.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        ids: list[int] = []
-        for token in self.tokenizer(rendered)["input_ids"]:
-            ids.extend(self.image_ids if token == self.image_id else [token])
-        return [*ids, self.boi] if draws else ids
-
-    def text_rows(self, questions: list[Question], picture: bool) -> Batch:
-        """Question -> answer in words."""
-        rows = [
-            (
-                self.prompt(q.understand, picture, draws=False),
-                [*self.tokenizer(q.answers[0], add_special_tokens=False)["input_ids"], self.eos],
-            )
-            for q in questions
-        ]
-        length = max(len(p) + len(a) for p, a in rows) - 1
-        ids = torch.full((len(rows), length), self.pad)
-        words = torch.full((len(rows), length), IGNORE)
-        for i, (p, a) in enumerate(rows):
-            ids[i, : len(p) + len(a) - 1] = torch.tensor([*p, *a][:-1])
-            words[i, len(p) - 1 : len(p) + len(a) - 1] = torch.tensor(a)
-        images = to_pixels([_need(q.shown) for q in questions]) if picture else None
-        return Batch(ids, words, torch.full_like(ids, IGNORE), None, images)
-
-    def drawing_rows(self, questions: list[Question], picture: bool, rng: np.random.Generator) -> Batch:
-        """Question -> drawing, or picture and question -> edited picture."""
-        prompts = [self.prompt(q.generate, picture, draws=True) for q in questions]
-        codes = torch.tensor([self.codes.of(draw_target(q.target)) for q in questions])
-        count = codes.shape[1]
-        length = max(len(p) for p in prompts) + count - 1
-        ids = torch.full((len(prompts), length), self.pad)
-        drawn = torch.full((len(prompts), length), IGNORE)
-        # Some rows lose their condition, picture included: the unconditional branch of guidance.
-        dropped = rng.random(len(prompts)) < self.drop
-        shown = [_need(q.edited) for q, lost in zip(questions, dropped, strict=True) if picture and not lost]
-        images = to_pixels(shown) if shown else None
-        for i, p in enumerate(prompts):
-            if dropped[i]:
-                p = [token if token in (self.bos, self.boi) else self.pad for token in p]
-            ids[i, : len(p)] = torch.tensor(p)
-            ids[i, len(p) : len(p) + count - 1] = GENERATED
-            drawn[i, len(p) - 1 : len(p) + count - 1] = codes[i]
-        return Batch(ids, torch.full_like(ids, IGNORE), drawn, codes[:, :-1], images)
-
-    def step(self, step: int, mixture: Mixture) -> Iterator[tuple[str, Batch]]:
-        """The batches of one step."""
-        rng = np.random.default_rng([self.seed, 2, step])
-        choose = lambda pool: pool[int(rng.integers(len(pool)))]  # noqa: E731
-        known = mixture.text * 3 // 4
-        told = [choose(self.told) for _ in range(known)]
-        told += [self.sample("text", False, rng) for _ in range(mixture.text - known)]
-        yield "text", self.text_rows(told, False)
-        yield "seen", self.text_rows([self.sample("text", True, rng) for _ in range(mixture.seen)], True)
-        known = mixture.drawn // 2
-        shown = [choose(self.shown) for _ in range(known)]
-        shown += [self.sample("image", False, rng) for _ in range(mixture.drawn - known)]
-        yield "drawn", self.drawing_rows(shown, False, rng)
-        edits = [self.sample("image", True, rng) for _ in range(mixture.edited)]
-        yield "edited", self.drawing_rows(edits, True, rng)
-
-
-def _need(scene: Scene | None) -> Scene:
-    if scene is None:
-        raise ValueError("a question of this kind needs a picture")
-    return scene
-
-
 def forward_loss(model: Any, batch: Batch, image_id: int) -> tuple[Tensor, Tensor]:
-    """Mean loss over the batch's targets, and the share of targets (background left out) that
+    """Weighted mean loss over the batch's targets, and the share of targets (background left out) that
     were the likeliest token."""
     inner = model.model
     generated = batch.ids == GENERATED
@@ -327,13 +133,11 @@ def forward_loss(model: Any, batch: Batch, image_id: int) -> tuple[Tensor, Tenso
         (batch.words, model.lm_head) if batch.codes is None else (batch.drawn, inner.generation_head)
     )
     where = targets != IGNORE
-    logits, truth = head(hidden[where]), targets[where]
-    right = (logits.argmax(-1) == truth).float()
-    if batch.codes is None:
-        return F.cross_entropy(logits, truth), right.mean()
-    weight = torch.where(truth == 0, BACKGROUND_WEIGHT, 1.0)  # code 0 is the background
+    logits, truth, weight = head(hidden[where]), targets[where], batch.weights[where]
     losses = F.cross_entropy(logits, truth, reduction="none")
-    return (losses * weight).sum() / weight.sum(), right[truth != 0].mean()
+    right = (logits.argmax(-1) == truth).float()
+    told = right.mean() if batch.codes is None else right[truth != 0].mean()
+    return (losses * weight).sum() / weight.sum(), told
 
 
 class Muon(torch.optim.Optimizer):
@@ -398,12 +202,23 @@ def optimisers(model: Any, muon_lr: float, adam_lr: float) -> list[torch.optim.O
 WEIGHTS = {"text": 1.0, "seen": 2.0, "drawn": 2.0, "edited": 3.0}
 
 
-def train(model: Any, data: Data, args: argparse.Namespace, work: Path, log: Any) -> None:
+@dataclass(frozen=True)
+class Stage:
+    """How long, on what mixture, and how fast the trunk is trained."""
+
+    name: str
+    steps: int
+    mixture: Mixture
+    muon_lr: float
+    adam_lr: float
+
+
+def train(model: Any, data: Data, stage: Stage, args: argparse.Namespace, log: Any) -> None:
     """Train everything but the picture tokenizer; checkpoints every `--every` steps."""
-    mixture = Mixture(*args.mixture)
-    chosen = optimisers(model, args.muon_lr, args.adam_lr)
+    work = args.work
+    chosen = optimisers(model, stage.muon_lr, stage.adam_lr)
     base = [[group["lr"] for group in optimiser.param_groups] for optimiser in chosen]
-    start, checkpoint = 0, work / "trunk.pt"
+    start, checkpoint = 0, work / f"{stage.name}.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         start = state["step"]
@@ -412,25 +227,25 @@ def train(model: Any, data: Data, args: argparse.Namespace, work: Path, log: Any
             optimiser.load_state_dict(saved)
     model.train()
     began = time.monotonic()
-    for step in range(start, args.steps):
+    for step in range(start, stage.steps):
         warm = min(1.0, (step + 1) / 40)
-        scale = warm * (0.5 * (1 + math.cos(math.pi * step / args.steps)) * 0.98 + 0.02)
+        scale = warm * (0.5 * (1 + math.cos(math.pi * step / stage.steps)) * 0.98 + 0.02)
         for optimiser, rates in zip(chosen, base, strict=True):
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * scale
             optimiser.zero_grad(set_to_none=True)
         report = {}
-        for kind, batch in data.step(step, mixture):
+        for kind, batch in data.step(step, stage.mixture):
             loss, right = forward_loss(model, batch, data.image_id)
             (WEIGHTS[kind] * loss).backward()
             report[kind], report[f"{kind}_right"] = loss.item(), right.item()
         nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
         for optimiser in chosen:
             optimiser.step()
-        if step % 25 == 0 or step == args.steps - 1:
+        if step % 25 == 0 or step == stage.steps - 1:
             pace = (time.monotonic() - began) / (step - start + 1)
-            log("trunk", step, seconds_per_step=pace, **report)
-        if (step + 1) % args.every == 0 or step == args.steps - 1:
+            log(stage.name, step, seconds_per_step=pace, **report)
+        if (step + 1) % args.every == 0 or step == stage.steps - 1:
             state = {
                 "step": step + 1,
                 "model": model.state_dict(),
@@ -438,6 +253,10 @@ def train(model: Any, data: Data, args: argparse.Namespace, work: Path, log: Any
             }
             torch.save(state, checkpoint.with_suffix(".tmp"))
             os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+            if args.snapshots:
+                kept = work / "snapshots" / f"{stage.name}-{step + 1:06d}.pt"
+                kept.parent.mkdir(exist_ok=True)
+                torch.save({"step": step + 1, "model": model.state_dict()}, kept)
     model.eval()
 
 
@@ -451,12 +270,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--tokenizer-steps", type=int, default=2500)
     parser.add_argument("--eyes-steps", type=int, default=250)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--mixture", type=int, nargs=4, default=(36, 36, 32, 32))
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--mixture", type=int, nargs=4, default=(24, 44, 24, 36))
+    parser.add_argument("--late-steps", type=int, default=400)
+    parser.add_argument("--late-mixture", type=int, nargs=4, default=(16, 60, 20, 26))
+    parser.add_argument(
+        "--late-share", type=float, default=0.5, help="of the learning rates, in the late stage"
+    )
     parser.add_argument("--muon-lr", type=float, default=3e-3)
     parser.add_argument("--adam-lr", type=float, default=2e-3)
     parser.add_argument("--drop", type=float, default=0.05, help="share of drawings without their condition")
     parser.add_argument("--every", type=int, default=100)
+    parser.add_argument(
+        "--snapshots", action="store_true", help="keep each checkpoint's weights, for emergence_embedded.py"
+    )
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     began = time.monotonic()
@@ -465,6 +292,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
 
     def log(stage: str, step: int, **values: float) -> None:
+        values["minutes"] = (time.monotonic() - began) / 60  # of this process: a resumed run starts anew
         line = json.dumps({"stage": stage, "step": step, **{k: round(v, 5) for k, v in values.items()}})
         with (args.work / "log.jsonl").open("a") as stream:
             stream.write(line + "\n")
@@ -483,8 +311,17 @@ def main() -> None:
     torch.manual_seed(args.seed + 1)
     if not (args.work / "trunk.pt").exists():
         train_eyes(model, data.codes, seed=args.seed, steps=args.eyes_steps, log=log)
-    train(model, data, args, args.work, log)
-    log("end", args.steps - 1, minutes=(time.monotonic() - began) / 60)
+    first = Stage("trunk", args.steps, Mixture(*args.mixture), args.muon_lr, args.adam_lr)
+    train(model, data, first, args, log)
+    last = Stage(
+        "late",
+        args.late_steps,
+        Mixture(*args.late_mixture),
+        args.late_share * args.muon_lr,
+        args.late_share * args.adam_lr,
+    )
+    train(model, Data(processor, args.seed, args.drop, late=True), last, args, log)
+    log("end", 0)
     model.to(torch.float16).save_pretrained(args.out)
     processor.save_pretrained(args.out)
 

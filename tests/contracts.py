@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from gapeval_lab.delta import WeightDelta
-from gapeval_lab.interfaces import UMM, Intervention
+from gapeval_lab.interfaces import UMM, Intervention, Lesson, Training, side_of
 from gapeval_lab.items import Direction, Example, Fact
 
 
@@ -34,8 +34,24 @@ class Case:
     facts: Sequence[Fact]
     texts: Sequence[str]
 
-    def fit(self, intervention: Any, umm: UMM, *, seed: int = 0) -> WeightDelta:
-        return intervention.fit(umm, self.facts, seed=seed, texts=self.texts, log=lambda *point: None)
+    @property
+    def training(self) -> Training:
+        """The facts' edit wordings as lessons in text; nothing to draw, nothing kept."""
+        told = [
+            Lesson(fact.id, Direction.UNDERSTANDING, Example(fact.edit.understand, fact.edit.reference_text))
+            for fact in self.facts
+        ]
+        return Training(lessons=told)
+
+    def fit(self, intervention: Any, umm: UMM, *, seed: int = 0, log: Any = None) -> WeightDelta:
+        return intervention.fit(
+            umm,
+            self.facts,
+            seed=seed,
+            texts=self.texts,
+            log=log or (lambda *point: None),
+            training=self.training,
+        )
 
 
 @dataclass(frozen=True)
@@ -101,7 +117,9 @@ def settings_are_frozen_and_strict(intervention: Any, case: Case) -> None:
 
 
 def says_which_side_it_teaches(intervention: Any, case: Case) -> None:
-    assert intervention.direction in ("text", "image", "both")
+    assert isinstance(intervention.direction, str)
+    assert side_of(intervention.direction) in ("text", "image", "both")
+    assert intervention.kind in ("edit", "inject")
 
 
 def leaves_the_model_as_it_was(intervention: Any, case: Case) -> None:
@@ -121,7 +139,7 @@ def leaves_the_model_as_it_was_after_a_failure(intervention: Any, case: Case) ->
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        intervention.fit(umm, case.facts, seed=0, texts=case.texts, log=fail)
+        case.fit(intervention, umm, log=fail)
     assert Snapshot.of(root) == before
     assert _random_state() == state
 
@@ -175,9 +193,7 @@ def makes_the_new_answers_likelier(intervention: Any, case: Case) -> None:
 
 def logs_a_finite_loss(intervention: Any, case: Case) -> None:
     points: list[tuple[str, float, int]] = []
-    intervention.fit(
-        case.make_umm(), case.facts, seed=0, texts=case.texts, log=lambda *point: points.append(point)
-    )
+    case.fit(intervention, case.make_umm(), log=lambda *point: points.append(point))
     curve = [(value, step) for name, value, step in points if name == "train/loss"]
     assert curve
     assert all(type(value) is float and math.isfinite(value) for _, value, _ in points)

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict
 from tiny_lm import TEXTS, fact, tiny_umm
 
 from gapeval_lab.delta import LowRank, WeightDelta
+from gapeval_lab.interventions.finetune import FineTune
+from gapeval_lab.interventions.lora import Lora
 from gapeval_lab.interventions.rome import Rome
 
 FACTS = (fact(0), fact(5))
@@ -31,6 +33,21 @@ BUILT_IN = {
         LLAMA,
     ),
     "rome-transposed": (Rome(layer=0, steps=6, contexts=0), GPT2),
+    "lora": (Lora(direction="text", steps=6, lr=5e-3, sites=("mlp_down", "attn_out"), dropout=0.1), LLAMA),
+    "lora-dora": (
+        Lora(direction="text", steps=6, lr=5e-3, sites=("mlp_down",), layers=(0,), dora=True, rslora=True),
+        LLAMA,
+    ),
+    "lora-transposed": (Lora(direction="text", steps=6, lr=5e-3, sites=("mlp_down",)), GPT2),
+    "lora-anchored": (
+        Lora(direction="text", steps=6, lr=5e-3, sites=("mlp_down",), kl_factor=0.1, kl_texts=8),
+        LLAMA,
+    ),
+    "ft-l": (
+        FineTune(method="ft_l", direction="text", layer=1, lr=1e-3, steps=6, norm_constraint=4e-3),
+        LLAMA,
+    ),
+    "ft-m": (FineTune(direction="text", layer=1, lr=1e-3, steps=6, optimiser="adam"), GPT2),
 }
 
 
@@ -54,7 +71,7 @@ class Careless(BaseModel):
     direction: ClassVar[str] = "text"
     sin: str
 
-    def fit(self, umm: Any, facts: Any, *, seed: int, texts: Any, log: Any) -> WeightDelta:
+    def fit(self, umm: Any, facts: Any, *, seed: int, texts: Any, log: Any, training: Any) -> WeightDelta:
         root = umm.backbone().root
         name, parameter = next(iter(root.named_parameters()))
         if self.sin == "weights":

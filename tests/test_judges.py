@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gapeval_lab.items import Direction, Item, Prompt, Response
 from gapeval_lab.judges.exact import Exact, normalise, shows
 from gapeval_lab.judges.vision import read_picture
-from gapeval_lab.scene import CELLS, EVERY_THING, Scene, Thing, render, scatter
+from gapeval_lab.models.janus import Janus
+from gapeval_lab.scene import CELLS, EVERY_THING, Scene, Thing, near_miss, render, scatter
 
 COUNT = 2000
 
@@ -15,31 +17,6 @@ COUNT = 2000
 def random_scene(rng: np.random.Generator, least: int = 1) -> Scene:
     number = int(rng.integers(least, CELLS + 1))
     return scatter([EVERY_THING[i] for i in rng.integers(0, len(EVERY_THING), number)], rng)
-
-
-def distractor(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with one thing's colour, shape or place changed, or one thing more or fewer."""
-    cell, old = list(scene.placed.items())[int(rng.integers(len(scene.placed)))]
-    free = [c for c in range(CELLS) if scene.cells[c] is None]
-    kind = int(rng.integers(5)) if free else int(rng.integers(3))
-    if kind == 0:
-        return scene.with_cell(cell, _other(old, rng, same_shape=True))
-    if kind == 1:
-        return scene.with_cell(cell, _other(old, rng, same_shape=False))
-    if kind == 2:
-        return scene.with_cell(cell, None)
-    target = int(free[int(rng.integers(len(free)))])
-    moved = scene.with_cell(cell, None) if kind == 3 else scene
-    return moved.with_cell(target, old)
-
-
-def _other(old: Thing, rng: np.random.Generator, *, same_shape: bool) -> Thing:
-    options = [
-        t
-        for t in EVERY_THING
-        if t != old and (t.shape == old.shape if same_shape else t.colour == old.colour)
-    ]
-    return options[int(rng.integers(len(options)))]
 
 
 def test_every_rendered_truth_is_read_exactly() -> None:
@@ -53,9 +30,33 @@ def test_no_distractor_is_accepted() -> None:
     accepted = 0
     for _ in range(COUNT):
         scene = random_scene(rng)
-        reading = read_picture(render(distractor(scene, rng)))
+        reading = read_picture(render(near_miss(scene, rng)))
         accepted += reading.scene is not None and shows(reading.scene, {"grid": scene.names})
     assert accepted == 0
+
+
+def through_the_tokenizer(scenes: list[Scene]) -> list[Scene | None]:
+    """What the judge reads once the embedded model has turned the pictures into codes and back."""
+    layout = Janus(weights="embedded").load().layout
+    found: list[Scene | None] = []
+    with torch.inference_mode():
+        for start in range(0, len(scenes), 100):
+            pictures = [render(scene) for scene in scenes[start : start + 100]]
+            found += [read_picture(back).scene for back in layout.pictures(layout.codes(pictures))]
+    return found
+
+
+def test_truths_and_near_misses_stay_apart_through_the_models_own_tokenizer() -> None:
+    """300 of each here; the model card measures 2,000."""
+    rng = np.random.default_rng(3)
+    scenes = [random_scene(rng) for _ in range(300)]
+    assert through_the_tokenizer(scenes) == scenes
+    misses = through_the_tokenizer([near_miss(scene, rng) for scene in scenes])
+    accepted = [
+        read is not None and shows(read, {"grid": scene.names})
+        for read, scene in zip(misses, scenes, strict=True)
+    ]
+    assert not any(accepted)
 
 
 def test_mild_noise_is_read_through_and_rubble_is_not() -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gapeval_lab import recipe, registry
+from gapeval_lab.catalogue import available, describe
 from gapeval_lab.errors import UserError
-from gapeval_lab.recipe import Recipe, available, content_hash, describe, flatten, load, resolve
+from gapeval_lab.recipe import Recipe, content_hash, flatten, load, resolve
 
 
 class Strict(BaseModel):
@@ -115,7 +116,7 @@ def test_defaults_of_plug_ins_stand_in_the_resolved_recipe():
         },
         "benchmark": {"use": "world", "version": 1},
         "judge": {"use": "exact"},
-        "facts": {"file": "facts/x.jsonl", "split": "test", "count": None},
+        "facts": {"file": "facts/x.jsonl", "split": "test", "count": None, "pictures": None},
         "intervention": {
             "use": "edit",
             "layer": 2,
@@ -125,6 +126,7 @@ def test_defaults_of_plug_ins_stand_in_the_resolved_recipe():
             "nested": None,
             "mixed": 0,
         },
+        "then": [],
         "evaluation": {
             "batch": 32,
             "items": None,
@@ -133,6 +135,7 @@ def test_defaults_of_plug_ins_stand_in_the_resolved_recipe():
             "replicates": 10_000,
             "official": True,
         },
+        "emergence": None,
         "controls": {"identity": True, "placebo": True},
         "search": None,
     }
@@ -428,8 +431,8 @@ def test_describe_reads_the_yaml_alone(tmp_path):
 def test_importing_and_describing_imports_nothing_heavy(tmp_path):
     (tmp_path / "one.yaml").write_text(GOOD)
     program = (
-        "import sys\nfrom gapeval_lab import facts, recipe\n"
-        "print(recipe.describe('one.yaml').name, recipe.available() != [])\n"
+        "import sys\nfrom gapeval_lab import catalogue, facts\n"
+        "print(catalogue.describe('one.yaml').name, catalogue.available() != [])\n"
         "print(sorted({'torch', 'transformers', 'mlflow', 'numpy', 'matplotlib'} & sys.modules.keys()))\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

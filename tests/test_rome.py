@@ -21,7 +21,7 @@ from gapeval_lab.interventions.request import ValueRequest, value_request
 from gapeval_lab.interventions.rome import Rome, rank_one
 from gapeval_lab.interventions.trace import changing, inputs_at, left_as_found, reading
 from gapeval_lab.interventions.values import Value, ValueSettings, optimise_values
-from gapeval_lab.items import Fact, Item, Prompt
+from gapeval_lab.items import Direction, Example, Fact, Item, Prompt
 
 STEPS = 80
 KINDS = ("llama", "gpt2")
@@ -96,6 +96,26 @@ def test_edit_carries_over_to_other_wordings() -> None:
     one = fact(0)
     with fit(METHOD["llama"], umm, [one]).applied(umm.model):
         assert passed(umm, one.reworded) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ridge", [1e-2, 1.0])
+def test_a_value_tried_everywhere_is_what_the_changed_weight_gives(kind: str, ridge: float) -> None:
+    """The last loss of the search is the edited model's own; at the token alone, it is another."""
+    found = {}
+    for place in ("token", "everywhere"):
+        umm, losses = tiny_umm(kind, steps=STEPS), []
+        # A large ridge lets other positions feel the change, the question's end among them.
+        method = Rome(
+            layer=0, contexts=0, kl_factor=0.0, weight_decay=0.0, ridge=ridge, steps=10, early_stop=None,
+            value_at=place,
+        )  # fmt: skip
+        delta = fit(method, umm, [fact(0)], log=lambda name, value, step: losses.append(value))  # noqa: B023
+        example = Example(fact(0).edit.understand, fact(0).target_new)
+        with torch.no_grad(), delta.applied(umm.backbone().root):
+            found[place] = abs(float(umm.loss([example], Direction.UNDERSTANDING)) - losses[-1])
+    assert found["everywhere"] < 1e-3
+    assert found["token"] > 10 * found["everywhere"]
 
 
 def test_several_facts_become_one_term_of_their_number() -> None:

@@ -3,20 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from PIL import Image
 
-from gapeval_lab.bench import Bench
+from gapeval_lab.bench import Bench, Stage
 from gapeval_lab.delta import fingerprint
 from gapeval_lab.errors import SafetyError, UserError
+from gapeval_lab.interfaces import Lesson, Side
 from gapeval_lab.items import Direction, Fact, Item, Prompt, Response
 from gapeval_lab.outcome import Outcome
-from gapeval_lab.recipe import Evaluation, LoadedRecipe, Node, Recipe, content_hash
-from gapeval_lab.run import archive, run, working_folder
+from gapeval_lab.recipe import Evaluation, FactsNode, LoadedRecipe, Node, Recipe, Step, content_hash
+from gapeval_lab.run import run
 from gapeval_lab.testing import ScriptedIntervention, ScriptedJudge, ScriptedUMM
+from gapeval_lab.work_folder import archive, working_folder
 
 
 class ScriptedBenchmark:
@@ -34,6 +36,9 @@ class ScriptedBenchmark:
     def training_texts(self) -> list[str]:
         return ["tell me"]
 
+    def rehearsal(self) -> list[Lesson]:
+        return []
+
     def illustrate(self, target: Any) -> Image.Image | None:
         return Image.new("RGB", (2, 2))
 
@@ -41,12 +46,12 @@ class ScriptedBenchmark:
         return "0"
 
 
-def fact() -> Fact:
+def fact(name: str = "f") -> Fact:
     def probe(role: str, accepted: str) -> Item:
-        return Item(f"f.{role}.0", "a", "s", Prompt(f"tell {role}"), Prompt(f"draw {role}"), (accepted,))
+        return Item(f"{name}.{role}.0", "a", "s", Prompt(f"tell {role}"), Prompt(f"draw {role}"), (accepted,))
 
     return Fact(
-        id="f",
+        id=name,
         subject="zor",
         relation="colour",
         target_true="old",
@@ -94,8 +99,7 @@ def bench(umm: ScriptedUMM, intervention: Any = None) -> Bench:
         ScriptedJudge(says_right),
         world,
         world.items(),
-        (fact(),),
-        intervention or ScriptedIntervention(),
+        [Stage((fact(),), intervention or ScriptedIntervention())],
         fingerprint(umm.root),
     )
 
@@ -222,7 +226,7 @@ def test_an_intervention_that_spoils_the_weights_stops_the_run(tmp_path: Path) -
 
 
 def test_a_model_without_an_intervention_is_measured_once(tmp_path: Path) -> None:
-    parts = replace(bench(scripted_umm()), intervention=None, facts=())
+    parts = replace(bench(scripted_umm()), stages=[])
     outcome = go(tmp_path, parts)
     assert outcome.kind == "baseline"
     assert outcome.after is None and outcome.shift is None and outcome.quality is None
@@ -255,3 +259,70 @@ def test_an_unwritable_home_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="GAPEVAL_LAB_HOME"), working_folder(tmp_path / "file", "k"):
         pass
+
+
+class Second(ScriptedIntervention):
+    """Undoes the first one's change, through pictures."""
+
+    @property
+    def direction(self) -> Side:
+        return "image"
+
+    @property
+    def kind(self) -> Literal["edit", "inject"]:
+        return "inject"
+
+
+def two_stages(umm: ScriptedUMM) -> Bench:
+    parts = bench(umm)
+    node = Node.model_validate({"use": "first"})
+    later = Step(facts=FactsNode(file="f"), intervention=Node.model_validate({"use": "second"}))
+    recipe = parts.loaded.recipe.model_copy(update={"intervention": node, "then": (later,)})
+    other = fact("g")
+    return replace(
+        parts,
+        loaded=replace(parts.loaded, recipe=recipe),
+        stages=[parts.stages[0], Stage((other,), Second(size=-1.0))],
+    )
+
+
+def test_several_interventions_are_measured_one_by_one(tmp_path: Path) -> None:
+    stages: list[str] = []
+    umm = scripted_umm()
+    outcome = go(tmp_path, two_stages(umm), stages=stages)
+    assert stages == ["before", "fit 1", "after 1", "fit 2", "after 2", "identity", "placebo", "report"]
+    assert torch.equal(umm.weight, torch.eye(4))
+    assert [stage.method for stage in outcome.stages] == ["first", "second"]
+    assert [stage.direction for stage in outcome.stages] == ["text", "image"]
+    assert (outcome.direction, outcome.kind) == ("both", "edit")
+    states = (outcome.kept_before, *(stage.kept for stage in outcome.stages))
+    told = [[kept["text"] for kept in state] for state in states]
+    assert told == [[0.0, 0.0], [1.0, 1.0], [0.0, 0.0]]  # written, then undone
+    assert outcome.stages[0].shift.categories["a"].understanding.gained == 1
+    assert outcome.stages[1].quality.reliability["text"].before.value == 1.0
+    assert outcome.shift is not None and outcome.shift.changed_items == 0
+    assert outcome.delta_norms == {"0.weight": pytest.approx(0.0, abs=1e-6)}
+    assert Outcome.load(go_folder(tmp_path)).stages == outcome.stages
+
+
+def go_folder(home: Path) -> Path:
+    (file,) = (home / "work").glob("*/outcome.json")
+    return file
+
+
+def test_a_kill_between_two_interventions_keeps_the_first(tmp_path: Path) -> None:
+    umm = scripted_umm()
+    parts = two_stages(umm)
+
+    def die(stage: str) -> None:
+        if stage == "fit 2":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), working_folder(tmp_path, parts.key) as work:
+        run(parts, home=tmp_path, work=work, on_stage=die, on_progress=lambda *_: None)
+    assert torch.equal(umm.weight, torch.eye(4))
+    asked = sum(umm.calls.values())
+    assert asked == 2 * 2 * (8 + 2 * 4)  # before and after 1, two directions, items and probes
+    outcome = go(tmp_path, two_stages(umm))
+    assert outcome.stages[1].quality.reliability["text"].after.value == 0.0
+    assert sum(umm.calls.values()) == asked + 2 * (8 + 2 * 4) + 2 * 2 * 8  # after 2 and the controls

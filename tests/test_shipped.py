@@ -18,11 +18,11 @@ ROOT = Path(__file__).parent.parent
 
 PROGRAM = """
 import gapeval_lab
-from gapeval_lab import recipe, shipped
+from gapeval_lab import catalogue, shipped
 print(gapeval_lab.__file__)
 print(shipped.packaged("recipes"))
-print(recipe.available())
-print(recipe.describe("rome_world_knowledge").name)
+print(catalogue.available())
+print(catalogue.describe("rome_world_knowledge").name)
 print(shipped.find_file("embedded", folder="configs/models", suffix=".yaml").name)
 """
 

@@ -26,7 +26,8 @@ from gapeval_lab.benchmarks.tinyworld_tasks import (
     ask,
     draw_target,
 )
-from gapeval_lab.items import Item, Prompt, items_digest
+from gapeval_lab.interfaces import Lesson
+from gapeval_lab.items import Direction, Example, Item, Prompt, items_digest
 from gapeval_lab.scene import render
 
 PER_CATEGORY = 480
@@ -59,6 +60,10 @@ class TinyWorld(BaseModel):
     def training_texts(self) -> list[str]:
         """Questions in text that training may show: for second moments, prefixes and replay."""
         return list(_training_texts())
+
+    def rehearsal(self) -> list[Lesson]:
+        """What the embedded model was taught about entities, in the directions in which it was."""
+        return list(_rehearsal())
 
     def illustrate(self, target: Mapping[str, Any]) -> Image.Image | None:
         """A picture that the target accepts, always the same one."""
@@ -136,6 +141,20 @@ def _about(question: Question) -> dict[str, str]:
 def _half(key: str) -> str:
     """Half of the items are for development (searches), half for tests."""
     return "dev" if hashlib.sha256(f"half|{key}".encode()).digest()[0] % 2 else "test"
+
+
+@cache
+def _rehearsal() -> tuple[Lesson, ...]:
+    lessons = []
+    for question in people.trained_questions():
+        name = question.key.split("|")[0]
+        if question.taught in ("both", "text"):
+            told = Example(Prompt(question.understand), question.answers[0])
+            lessons.append(Lesson(name, Direction.UNDERSTANDING, told))
+        if question.taught in ("both", "image"):
+            drawn = Example(Prompt(question.generate), render(draw_target(question.target)))
+            lessons.append(Lesson(name, Direction.GENERATION, drawn))
+    return tuple(lessons)
 
 
 @cache

@@ -153,7 +153,7 @@ def wordings(entity: str, relation: str, direction: str) -> list[str]:
     """All eight wordings in this entity's own order.
 
     The first is the benchmark's, the next three are the facts' rewordings, the fifth the facts'
-    edit; the last four are trained on.
+    edit; the last four, the edit's among them, are trained on.
     """
     frames = _UNDERSTAND if direction == "text" else _GENERATE
     texts = [frame.format(core.replace("{e}", entity)) for core in _PHRASES[relation] for frame in frames]

@@ -1,7 +1,8 @@
-"""Counterfactual facts of tinyworld, with every question that tests them."""
+"""Facts of tinyworld, changed ones and new ones, with every question that tests them."""
 
 import hashlib
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from gapeval_lab.benchmarks.tinyworld_tasks import Question
 from gapeval_lab.items import Fact, Item, Prompt
 
 NEIGHBOURS = 4
+UNKNOWN = "unknown"  # what a model says of someone it never heard of is nobody's truth
 
 
 def make_facts(subjects: Sequence[tuple[str, str]], split: str) -> list[Fact]:
@@ -28,6 +30,43 @@ def make_facts(subjects: Sequence[tuple[str, str]], split: str) -> list[Fact]:
         _fact(world[name], relation, value, edited, touched, split)
         for (name, relation), value in changes.items()
     ]
+
+
+def make_new_facts(names: Sequence[str], split: str) -> list[Fact]:
+    """Colour, shape and number of entities that no model was shown.
+
+    What must stay as it is belongs to known entities; what follows is the whole entity, which is
+    never told at once.
+    """
+    world = people.entities()
+    return [_new_fact(world[name], relation, world, split) for name in names for relation in people.VALUES]
+
+
+def _new_fact(entity: Entity, relation: str, world: dict[str, Entity], split: str) -> Fact:
+    identity = f"{entity.name}-{relation}"
+
+    def probe(about: Entity, what: str, wording: int, role: str, n: int) -> Item:
+        return _probe(people.question(about, what, wording, world), f"{identity}.{role}.{n}", relation)
+
+    known = _near(replace(entity, taught="both"), world, ())
+    return Fact(
+        id=identity,
+        subject=entity.name,
+        relation=relation,
+        target_true=UNKNOWN,
+        target_new=entity.value(relation),
+        edit=probe(entity, relation, people.EDIT_WORDING, "edit", 0),
+        taught=tuple(probe(entity, relation, w, "taught", n) for n, w in enumerate(_further())),
+        reworded=tuple(probe(entity, relation, w, "reworded", n) for n, w in enumerate(people.REWORDED)),
+        neighbours=tuple(probe(other, relation, 0, "neighbours", n) for n, other in enumerate(known)),
+        derived=(probe(entity, "whole", 0, "derived", 0),),
+        split=split,
+    )
+
+
+def _further() -> list[int]:
+    """The wordings that may be trained on, beside the edit's."""
+    return [wording for wording in people.TRAINED if wording != people.EDIT_WORDING]
 
 
 def _other_value(entity: Entity, relation: str) -> str:
@@ -64,6 +103,7 @@ def _fact(
         target_true=entity.value(relation),
         target_new=value,
         edit=edit,
+        taught=probes("taught", [(now, relation, wording) for wording in _further()]),
         reworded=probes("reworded", [(now, relation, wording) for wording in people.REWORDED]),
         neighbours=probes(
             "neighbours",

@@ -212,6 +212,15 @@ def _arithmetic(plus: bool) -> Callable[[np.random.Generator], _Made]:
     return make
 
 
+def _three_terms(rng: np.random.Generator) -> _Made:
+    item = _choice(rng, EVERY_THING)
+    total = int(rng.integers(3, 7))
+    first, second = sorted(int(cut) for cut in 1 + rng.permutation(total - 1)[:2])
+    parts = (first, second - first, total - second)
+    core = f"{' plus '.join(NUMBERS[part] for part in parts)} {item.colour} {plural(item.shape)}"
+    return core, "how many ?", (NUMBERS[total],), {"things": {item.name: total}}, None, False
+
+
 def _same(by_colour: bool) -> Callable[[np.random.Generator], _Made]:
     def make(rng: np.random.Generator) -> _Made:
         named = _choice(rng, EVERY_THING)
@@ -252,11 +261,12 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     Operation("count", NUMERICAL, "count", "both", _count),
     Operation("draw", NUMERICAL, "draw", "both", _draw),
     Operation("match", NUMERICAL, "as_many_as", "both", _match(1)),
-    Operation("match_double", NUMERICAL, "as_many_as", "image", _match(2)),
+    Operation("match_double", NUMERICAL, "as_many_as", "both", _match(2)),
     Operation("sort_up", REASONING, "polygon_order", "both", _sort(True)),
     Operation("sort_down", REASONING, "polygon_order", "text", _sort(False)),
     Operation("plus", REASONING, "arithmetic", "both", _arithmetic(True)),
-    Operation("minus", REASONING, "arithmetic", "both", _arithmetic(False)),
+    Operation("minus", REASONING, "arithmetic", "text", _arithmetic(False)),
+    Operation("plus_plus", REASONING, "arithmetic", "image", _three_terms),
     Operation("same_colour", REASONING, "same_as", "both", _same(True)),
     Operation("same_shape", REASONING, "same_as", "both", _same(False)),
     Operation("sequence_two", REASONING, "sequence", "both", _sequence(2)),

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from gapeval_lab.delta import LowRank, WeightDelta
 from gapeval_lab.errors import UserError
-from gapeval_lab.interfaces import UMM, Backbone, Log
+from gapeval_lab.interfaces import UMM, Backbone, Log, Training
 from gapeval_lab.interventions.lookup import FactToken, token_positions
 from gapeval_lab.interventions.moments import SecondMoment, second_moment
 from gapeval_lab.interventions.request import ValueRequest, value_request
@@ -55,6 +55,9 @@ class Rome(BaseModel):
             relation is left out for that fact. The paper has one, "{subject} is a".
         clamp_norm_factor: longest delta, as a multiple of |v_init|.
         early_stop: loss at which the value is good enough; None runs all steps.
+        value_at: where the value is tried while it is sought: at the fact's `token`, as in the paper, or
+            `everywhere` that the changed weight will act, in the share that it will have there. The
+            second finds values that hold where other tokens have keys like the subject's.
         contexts: how many times the question is also asked behind another text.
         context_words: length of such a text, in words.
         moment_texts: questions behind C, at most.
@@ -65,6 +68,7 @@ class Rome(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: ClassVar[Literal["edit"]] = "edit"
     direction: ClassVar[Literal["text"]] = "text"
 
     layer: int = Field(ge=0)
@@ -78,6 +82,7 @@ class Rome(BaseModel):
     essence: tuple[str, ...] = ("{subject} is",)
     clamp_norm_factor: float = Field(default=4.0, gt=0, allow_inf_nan=False)
     early_stop: float | None = Field(default=0.05, gt=0, allow_inf_nan=False)
+    value_at: Literal["token", "everywhere"] = "token"
     contexts: int = Field(default=5, ge=0)
     context_words: int = Field(default=10, ge=1)
     moment_texts: int = Field(default=1000, ge=1)
@@ -105,6 +110,7 @@ class Rome(BaseModel):
         texts: Sequence[str],
         log: Log,
         cache: Path | None = None,
+        training: Training | None = None,
     ) -> WeightDelta:
         """Write the facts, in order; see `Intervention.fit`.
 
@@ -118,6 +124,7 @@ class Rome(BaseModel):
             texts: questions of the domain.
             log: takes the curves.
             cache: where second moments are kept; `moments.default_cache()` if None.
+            training: not used; the value is sought on the edit wording alone.
 
         Raises:
             UserError: a fact, the layer, the site or a setting does not fit this model.
@@ -165,8 +172,14 @@ class Rome(BaseModel):
             fact_token=self.fact_token,
             kl_order=self.kl_order,
         )
-        (value,) = optimise_values(backbone, [request], site=self.site, layer=self.layer, settings=settings)
         key = subject_key(backbone, path, request, token=self.fact_token)
+        reach = None
+        if self.value_at == "everywhere":
+            direction = moment.solve(key, ridge=self.ridge)
+            reach = [direction / (direction @ key)]
+        (value,) = optimise_values(
+            backbone, [request], site=self.site, layer=self.layer, settings=settings, reach=reach
+        )
         left, right = rank_one(key, value.delta, moment, ridge=self.ridge)
         weight = _weight(backbone, path)
         relative = float(left.norm() * right.norm() / weight.detach().double().norm())

@@ -85,6 +85,7 @@ def optimise_values(
     site: str,
     layer: int,
     settings: ValueSettings,
+    reach: Sequence[Tensor] | None = None,
     batch_facts: int = 16,
 ) -> list[Value]:
     """delta* of every fact at the output of a site. Call inside `left_as_found`.
@@ -95,6 +96,8 @@ def optimise_values(
         site: name of the site whose output is changed.
         layer: its layer.
         settings: see `ValueSettings`.
+        reach: per fact, what a position's input is multiplied with to give its share of delta, (in,);
+            an edit of the weight reaches every position so. None: the fact's token alone.
         batch_facts: facts optimised together; bounds memory, changes no result.
 
     Raises:
@@ -104,7 +107,8 @@ def optimise_values(
     values: list[Value] = []
     for start in range(0, len(requests), batch_facts):
         chunk = requests[start : start + batch_facts]
-        values += _Batch(backbone, chunk, site=site, layer=layer, settings=settings).optimise()
+        near = None if reach is None else torch.stack(list(reach[start : start + batch_facts]))
+        values += _Batch(backbone, chunk, site=site, layer=layer, settings=settings, reach=near).optimise()
     return values
 
 
@@ -119,6 +123,7 @@ class _Rows:
         essence: (batch,) True for essence prompts.
         lower: what the block below the edited one gave for these rows; None if it is not replayed.
         before: (essence rows, vocabulary) log-probabilities after the essence prompts, unedited.
+        share: (batch, length) of delta that each position gets; None: all of it at `position`.
     """
 
     encoded: Encoded
@@ -127,6 +132,7 @@ class _Rows:
     essence: Tensor
     lower: Any
     before: Tensor
+    share: Tensor | None = None
 
     def of(self, facts: Tensor) -> _Rows:
         """The rows of some facts; `facts` is a boolean per fact."""
@@ -141,7 +147,8 @@ class _Rows:
         )
         lower = self.lower if self.lower is None else with_first(self.lower, first_tensor(self.lower)[keep])
         before = self.before[keep[self.essence]]
-        return _Rows(encoded, self.fact[keep], self.position[keep], self.essence[keep], lower, before)
+        share = None if self.share is None else self.share[keep]
+        return _Rows(encoded, self.fact[keep], self.position[keep], self.essence[keep], lower, before, share)
 
 
 class _Batch:
@@ -155,8 +162,9 @@ class _Batch:
         site: str,
         layer: int,
         settings: ValueSettings,
+        reach: Tensor | None,
     ) -> None:
-        self.backbone, self.requests, self.settings = backbone, requests, settings
+        self.backbone, self.requests, self.settings, self.reach = backbone, requests, settings, reach
         sites = backbone.sites
         self.path = sites.path(site, layer)
         self.lower = (
@@ -206,6 +214,7 @@ class _Batch:
         root = self.backbone.root
         with torch.no_grad(), ExitStack() as stack:
             output = stack.enter_context(reading(root, self.path, side="output"))
+            taken = stack.enter_context(reading(root, self.path, side="input"))
             below = [stack.enter_context(reading(root, path, side="output")) for path in self.lower[-1:]]
             logits = self.backbone.logits(rows.encoded)
         at = torch.arange(len(rows.fact), device=rows.position.device)
@@ -216,7 +225,14 @@ class _Batch:
             rows,
             lower=below[0].value if below else None,
             before=logits[rows.essence, -1].float().log_softmax(-1),
+            share=None if self.reach is None else self._share(taken.tensor, rows),
         )
+
+    def _share(self, inputs: Tensor, rows: _Rows) -> Tensor:
+        """What each position gets of delta once the weight is changed: (batch, length)."""
+        assert self.reach is not None
+        reach = self.reach.to(inputs.device, torch.float32)[rows.fact]
+        return torch.einsum("bli,bi->bl", inputs.float(), reach) * rows.encoded.attention_mask
 
     def _nll(self, logits: Tensor, rows: _Rows) -> Tensor:
         """-log P[o* | x_j + p], averaged over the contexts of each fact: (facts,)."""
@@ -231,6 +247,8 @@ class _Batch:
         """L(delta) of each fact; facts without rows get their weight decay only."""
 
         def add(output: Tensor) -> Tensor:
+            if rows.share is not None:
+                return output + (rows.share[..., None] * delta[rows.fact][:, None]).to(output.dtype)
             at = torch.arange(len(rows.fact), device=output.device)
             changed = output.clone()
             changed[at, rows.position] = output[at, rows.position] + delta[rows.fact].to(output.dtype)

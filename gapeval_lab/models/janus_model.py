@@ -29,6 +29,9 @@ from gapeval_lab.models.janus_layout import Asked, Layout, positions
 _BLOCK: Final = "model.language_model.layers.{}"
 SITES: Final = {
     "block": _BLOCK,
+    "attn_q": f"{_BLOCK}.self_attn.q_proj",
+    "attn_k": f"{_BLOCK}.self_attn.k_proj",
+    "attn_v": f"{_BLOCK}.self_attn.v_proj",
     "attn_out": f"{_BLOCK}.self_attn.o_proj",
     "mlp_up": f"{_BLOCK}.mlp.up_proj",
     "mlp_gate": f"{_BLOCK}.mlp.gate_proj",

@@ -1,0 +1,58 @@
+"""Several runs of one recipe, a seed each, as one table: means with intervals over seeds.
+
+Reads Outcomes only. An interval is Student's t over the runs, n - 1 degrees of freedom: it says how
+much the seed matters, not how much the choice of facts does (each run's own intervals say that).
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from gapeval_lab.gap.records import Estimate
+from gapeval_lab.outcome import Outcome
+
+QUALITIES = ("reliability", "generalisation", "locality", "portability")
+
+
+def over_seeds(values: Sequence[float]) -> Estimate:
+    """The mean of at least one value with its 95 % t-interval; a single value has no interval (nan)."""
+    from scipy import stats
+
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Estimate(mean, math.nan, math.nan)
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return Estimate(mean, mean - half, mean + half)
+
+
+def repeats_data(outcomes: Sequence[Outcome]) -> list[tuple[str, Estimate, int]]:
+    """(measure, mean over seeds, runs that have it), in the order of the tables of a single run."""
+    found: dict[str, list[float]] = {}
+
+    def add(name: str, value: float | None) -> None:
+        if value is not None:
+            found.setdefault(name, []).append(value)
+
+    for outcome in outcomes:
+        if outcome.shift is not None:
+            add("gap shift", outcome.shift.gap.value)
+            for name, category in outcome.shift.categories.items():
+                mark = " (edited)" if name in outcome.target_categories else ""
+                add(
+                    f"understanding shift, {name.replace('_', ' ')}{mark}", category.understanding.shift.value
+                )
+                add(f"generation shift, {name.replace('_', ' ')}{mark}", category.generation.shift.value)
+        if outcome.quality is not None:
+            for name in QUALITIES:
+                for side, cell in getattr(outcome.quality, name).items():
+                    add(f"{name}/{side}", cell.after.value)
+            ratio = outcome.quality.transfer_ratio
+            add("transfer ratio", ratio.value if ratio else None)
+        if outcome.emergence is not None:
+            for side, levels in outcome.emergence.crossings.items():
+                for level, step in levels.items():
+                    add(f"{side} crosses {level} %, updates", step)
+            for level, lag in outcome.emergence.lag.items():
+                add(f"lag at {level} %, image after text", lag)
+    return [(name, over_seeds(values), len(values)) for name, values in found.items()]
