@@ -122,4 +122,5 @@ def _last_position(backbone: Backbone, examples: Sequence[Example]) -> Tensor:
     logits = backbone.logits(backbone.encode(questions, None))[:, -1].float().log_softmax(-1)
     told = (answers != -100) & (answers != backbone.tokenizer.eos_token_id)
     picked = logits.gather(1, answers.clamp(min=0).to(logits.device))
-    return -(picked * told.to(logits.device)).sum(1)
+    losses: Tensor = -(picked * told.to(logits.device)).sum(1)
+    return losses
