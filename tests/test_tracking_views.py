@@ -177,8 +177,16 @@ def test_addresses_are_given_when_the_server_answers_and_its_code_is_returned(st
     assert seen[0][0].leaderboard.startswith(f"http://127.0.0.1:{port}/#/experiments/1/")
 
 
+@pytest.fixture
+def listening():
+    """Ctrl-C is heard: a shell's background jobs are born deaf to it, and would wait for ever here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_server_ends_with_us(store, number):
+def test_the_server_ends_with_us(store, number, listening):
     """A signal while the server runs: no server is left behind."""
     port = free_port()
     endless = HEALTHY.replace("server.handle_request()", "server.serve_forever()")
