@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -20,12 +19,12 @@ from gapeval_lab.evaluate import evaluate, select
 from gapeval_lab.files import write_text
 from gapeval_lab.gap.score import gap as gap_of
 from gapeval_lab.gap.table import ItemVerdict, cells, counts_array
-from gapeval_lab.interfaces import UMM, Judge, Watch
+from gapeval_lab.interfaces import UMM, Judge
 from gapeval_lab.items import Direction, Fact, Item
 from gapeval_lab.outcome import Emergence, EmergencePoint
+from gapeval_lab.quality import Side
 from gapeval_lab.recipe import Curve
 
-Side = Literal["text", "image"]
 UND, GEN = Direction.UNDERSTANDING, Direction.GENERATION
 LEVELS = (0.5, 0.9)
 
@@ -126,12 +125,8 @@ class Recorder:
         subset = curve.items
         self._items = select(bench.items, categories=None, number=subset, limit=None) if subset else []
 
-    @property
-    def watch(self) -> Watch:
-        """What a training calls."""
-        return self._watch
-
-    def _watch(self, updates: int) -> None:
+    def watch(self, updates: int) -> None:
+        """What a training calls; measures where the recipe's curve has a point."""
         if not self._curve.due(updates) or updates in self._points:
             return
         began = time.monotonic()

@@ -14,7 +14,7 @@ from gapeval_lab.bench import Bench, Stage
 from gapeval_lab.delta import WeightDelta
 from gapeval_lab.emergence import Recorder
 from gapeval_lab.files import write_text
-from gapeval_lab.interfaces import Training
+from gapeval_lab.interfaces import CHECKPOINT, Training
 from gapeval_lab.lessons import replay_of
 from gapeval_lab.outcome import Emergence
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 DELTA = "delta.safetensors"
 CURVES = "curves.json"
 POINTS = "emergence.json"
-CHECKPOINT = "checkpoint.pt"
-ADAPTER = "adapter"
 WORKING = (CURVES, POINTS, CHECKPOINT)
 """Files that only a resumption needs."""
 
@@ -42,14 +40,12 @@ class Fitted:
         delta: its change, on top of what was applied already.
         curves: what it logged.
         emergence: both directions while it trained, where the recipe asks for that.
-        merge_error: see `rounding`.
         watching: seconds spent on `emergence`, which are no part of the fitting.
     """
 
     delta: WeightDelta
     curves: Curves
     emergence: Emergence | None
-    merge_error: float
     watching: float
 
 
@@ -66,7 +62,7 @@ def fit_stage(
         seed: all randomness comes from it.
         progress: hears of facts written or updates done.
     """
-    root, curve = bench.umm.backbone().root, bench.loaded.recipe.emergence
+    curve = bench.loaded.recipe.emergence
     recorder = Recorder(bench, stage.facts, curve, place / POINTS, seed=seed) if curve else None
     file, kept = place / DELTA, place / CURVES
     if file.exists() and kept.exists():
@@ -97,7 +93,6 @@ def fit_stage(
         delta=delta,
         curves=curves,
         emergence=recorder.result() if recorder else None,
-        merge_error=rounding(delta, root),
         watching=recorder.seconds if recorder else 0.0,
     )
 

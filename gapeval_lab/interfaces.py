@@ -30,6 +30,9 @@ Watch = Callable[[int], None]
 
 Side = Literal["text", "image", "both"]
 
+ADAPTER, CHECKPOINT = "adapter", "checkpoint.pt"
+"""What training leaves in `Training.folder`: a folder in its library's format, and the state on the way."""
+
 
 @dataclass(frozen=True)
 class Lesson:

@@ -73,6 +73,10 @@ class FactQuality(Record):
     logprob_after: dict[Literal["text", "image"], float | None]
 
 
+QUALITIES = ("reliability", "generalisation", "locality", "portability")
+"""The shares of `EditQuality`, in the order in which they are told."""
+
+
 class EditQuality(Record):
     """Cross-modal quality of an intervention. Text and image never share a name."""
 

@@ -10,9 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gapeval_lab.gap.records import Estimate
-from gapeval_lab.outcome import Outcome
-
-QUALITIES = ("reliability", "generalisation", "locality", "portability")
+from gapeval_lab.outcome import QUALITIES, Outcome
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:

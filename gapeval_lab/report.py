@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gapeval_lab.gap.records import DirectionShift, Estimate, GapReport, ShiftReport
-from gapeval_lab.outcome import EditQuality, Emergence, Outcome
+from gapeval_lab.outcome import QUALITIES, EditQuality, Emergence, Outcome
 from gapeval_lab.repeats import repeats_data
 
 MINUS = "−"  # a real minus sign, as wide as the plus
@@ -189,7 +189,7 @@ CONTROL_COLUMNS = ("gap shift", "understanding", "generation", "items changed")
 def quality_data(quality: EditQuality) -> list[Row]:
     """Edit quality, text and image apart."""
     rows = []
-    for name in ("reliability", "generalisation", "locality", "portability"):
+    for name in QUALITIES:
         cells = getattr(quality, name)
         for side in ("text", "image"):
             if side in cells:

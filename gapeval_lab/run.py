@@ -6,6 +6,7 @@ fitted), so the same command after a kill goes on where it stopped.
 
 import contextlib
 import datetime
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,12 @@ from gapeval_lab.delta import WeightDelta, fingerprint, placebo
 from gapeval_lab.errors import SafetyError
 from gapeval_lab.evaluate import Evaluation, ResponseStore, evaluate, store_key
 from gapeval_lab.files import write_text
-from gapeval_lab.fitting import ADAPTER, DELTA, Curves, Fitted, fit_stage, rounding
+from gapeval_lab.fitting import DELTA, Curves, Fitted, fit_stage, rounding
 from gapeval_lab.gap.records import GapReport
 from gapeval_lab.gap.score import gap_report
 from gapeval_lab.gap.shift import shift_report
 from gapeval_lab.gap.table import ItemVerdict, cells
-from gapeval_lab.interfaces import side_of
+from gapeval_lab.interfaces import ADAPTER, side_of
 from gapeval_lab.item_rows import item_rows
 from gapeval_lab.items import Direction, Example, Fact
 from gapeval_lab.outcome import Outcome, PhaseResult
@@ -84,7 +85,7 @@ class Runner:
                         place=place,
                         home=self.home,
                         seed=self.seed,
-                        progress=lambda done, of, phase=phase: self.on_progress(phase, done, of),  # type: ignore[misc]
+                        progress=functools.partial(self.on_progress, phase),
                     )
                 )
             self._count_watching(phase, fitted[-1].watching)
@@ -134,7 +135,7 @@ class Runner:
             seed=self.seed,
             store=store,
             chunk=bench.loaded.recipe.evaluation.batch,
-            progress=lambda done, total: self.on_progress(phase, done, total),
+            progress=functools.partial(self.on_progress, phase),
         )
         evaluation = Evaluation(tuple(bench.items), whole.responses, whole.verdicts)
         if not asked:

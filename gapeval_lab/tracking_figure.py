@@ -6,7 +6,7 @@ Knows matplotlib, but no GUI and no pyplot: nothing global is touched.
 from dataclasses import dataclass
 from typing import Any
 
-from gapeval_lab.outcome import Outcome
+from gapeval_lab.outcome import Emergence, Outcome
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,8 @@ class EmergenceCurve:
     crossings: dict[str, dict[str, float | None]]
 
 
-def emergence_data(outcome: Outcome) -> EmergenceCurve | None:
-    """The curve of a training; None where none was measured."""
-    found = outcome.emergence
-    if found is None:
-        return None
+def emergence_data(found: Emergence) -> EmergenceCurve:
+    """The curve of a training."""
     return EmergenceCurve(
         steps=[point.step for point in found.points],
         text=[point.text for point in found.points],

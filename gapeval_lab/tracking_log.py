@@ -103,7 +103,8 @@ def _stage_artifacts(outcome: Outcome, found: Sequence[Pair], *, folder: Path, s
             made.insert(0, tracking_pictures.picture_table(chosen, folder, stage))
         tracking_pictures.contact_sheets(found, folder, stage / "pictures")
         tracking_pictures.archive(outcome, folder, stage / "pictures" / "pictures.zip")
-        shift, curve, kept = gap_shift_data(outcome), emergence_data(outcome), retention_data(outcome)
+        shift, kept = gap_shift_data(outcome), retention_data(outcome)
+        curve = emergence_data(outcome.emergence) if outcome.emergence else None
         if shift or curve:
             (stage / "figures").mkdir()
         if kept:

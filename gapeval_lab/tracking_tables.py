@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gapeval_lab.outcome import ItemRow, Outcome
-from gapeval_lab.tracking_values import QUALITIES
+from gapeval_lab.outcome import QUALITIES, ItemRow, Outcome
 
 ROUND = 4
 

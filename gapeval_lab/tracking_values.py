@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from gapeval_lab.gap.records import Estimate, OfficialGap
-from gapeval_lab.outcome import EditQuality, Outcome, QualityCell
+from gapeval_lab.outcome import QUALITIES, EditQuality, Outcome, QualityCell
 
 PARAM_LIMIT = 6000  # MLflow cuts longer values silently
 TAG_LIMIT = 8000
@@ -28,7 +28,6 @@ METHOD_COLORS = {
 }
 OTHER_COLORS = ("#a8326e", "#5b6b00", "#8a4b1c", "#30307f", "#3d8fd6")
 BASELINE_COLOR = "#8a8f98"
-QUALITIES = ("reliability", "generalisation", "locality", "portability")
 
 
 def clean_key(text: str) -> str:

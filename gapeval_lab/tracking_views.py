@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from gapeval_lab.tracking_values import QUALITIES
+from gapeval_lab.outcome import QUALITIES
 
 PREFIX = "mlflow.sharedViewState."
 LEADERBOARD = "gapeval-leaderboard"

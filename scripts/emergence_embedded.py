@@ -25,7 +25,7 @@ from gapeval_lab.models.janus import Janus
 from gapeval_lab.models.janus_model import LoadedJanus
 from gapeval_lab.models.tiny import build_janus
 from gapeval_lab.outcome import EmergencePoint
-from gapeval_lab.tracking_figure import EmergenceCurve, draw_emergence
+from gapeval_lab.tracking_figure import draw_emergence, emergence_data
 
 
 def main() -> None:
@@ -54,14 +54,8 @@ def main() -> None:
         print(points[-1].model_dump_json(), flush=True)
     found = emergence(points)
     write_text(args.out / "emergence.json", json.dumps(found.model_dump(mode="json"), indent=1) + "\n")
-    curve = EmergenceCurve(
-        steps=[point.step for point in found.points],
-        text=[point.text for point in found.points],
-        image=[point.image for point in found.points],
-        crossings={str(side): dict(levels) for side, levels in found.crossings.items()},
-    )
     title = "When the embedded UMM learned what it was taught in both directions"
-    draw_emergence(curve, title=title).savefig(args.out / "emergence.png", dpi=110)
+    draw_emergence(emergence_data(found), title=title).savefig(args.out / "emergence.png", dpi=110)
     print(json.dumps({"crossings": found.crossings, "lag": found.lag}))
 
 

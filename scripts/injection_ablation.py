@@ -16,10 +16,9 @@ from gapeval_lab.evaluate import evaluate
 from gapeval_lab.facts import read_facts
 from gapeval_lab.interfaces import Training
 from gapeval_lab.lessons import lessons_of, replay_of
+from gapeval_lab.outcome import QUALITIES
 from gapeval_lab.quality import ProbeState, edit_quality, probes
 from gapeval_lab.recipe import load
-
-COLUMNS = ("reliability", "generalisation", "locality", "portability")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def main() -> None:
     before = ProbeState(evaluate(umm, asked, judge=judge, seed=0), {})
     method = recipe.build("intervention")
     print(f"{args.recipe}, {len(facts)} dev facts, {args.seeds} seeds; told / drawn")
-    print(f"{'':20}" + "".join(f"{name:>18}" for name in COLUMNS))
+    print(f"{'':20}" + "".join(f"{name:>18}" for name in QUALITIES))
     for variant in VARIANTS:
         rows = []
         for seed in range(args.seeds):
@@ -75,7 +74,10 @@ def main() -> None:
                 after = ProbeState(evaluate(umm, asked, judge=judge, seed=0), {})
             quality = edit_quality(facts, before, after, edited="both", seed=seed)
             rows.append(
-                [[getattr(quality, name)[side].after.value for side in ("text", "image")] for name in COLUMNS]
+                [
+                    [getattr(quality, name)[side].after.value for side in ("text", "image")]
+                    for name in QUALITIES
+                ]
             )
         shares = np.mean(rows, axis=0)
         print(

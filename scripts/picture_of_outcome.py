@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from PIL import Image
 
-from gapeval_lab.outcome import ItemRow, Outcome
+from gapeval_lab.outcome import QUALITIES, ItemRow, Outcome
 from gapeval_lab.report import headline
 
 TEXT, IMAGE, BEFORE, AFTER = "#0072B2", "#D55E00", "#999999", "#222222"  # apart for colour-blind readers too
@@ -46,9 +46,8 @@ def draw_quality(axes: Any, outcome: Outcome) -> None:
     quality = outcome.quality
     if quality is None:
         return
-    kinds = ("reliability", "generalisation", "locality", "portability")
     for offset, (side, colour) in enumerate((("text", TEXT), ("image", IMAGE))):
-        for i, kind in enumerate(kinds):
+        for i, kind in enumerate(QUALITIES):
             cell = getattr(quality, kind).get(side)
             if cell is not None:
                 after = cell.after
@@ -56,7 +55,7 @@ def draw_quality(axes: Any, outcome: Outcome) -> None:
                     i + 0.36 * (offset - 0.5), after.value, 0.34, color=colour, label=side if i == 0 else None
                 )
                 axes.plot([i + 0.36 * (offset - 0.5)] * 2, [after.low, after.high], color="black", lw=1)
-    axes.set_xticks(range(len(kinds)), kinds, fontsize=8)
+    axes.set_xticks(range(len(QUALITIES)), QUALITIES, fontsize=8)
     axes.set_ylim(0, 1.05)
     axes.legend(frameon=False, fontsize=8, loc="upper right")
 

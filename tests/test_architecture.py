@@ -43,7 +43,7 @@ ARROWS: dict[str, set[str]] = {
     "models": PLUG_IN,
     "benchmarks": PLUG_IN | {"scene"},
     "judges": PLUG_IN | {"scene"},
-    "interventions": PLUG_IN,
+    "interventions": PLUG_IN | {"validation"},
     # running
     "quality": {"evaluate", "gap", "outcome", "interfaces", "items", "errors"},
     "evaluate": {"delta", "gap", "outcome", "interfaces", "items", "errors", "files"},
@@ -51,7 +51,7 @@ ARROWS: dict[str, set[str]] = {
     "bench": {"registry", "evaluate", "recipe", "delta", "facts", "interfaces", "items", "errors", "lessons"},
     "work_folder": {"fitting", "errors"},
     "item_rows": {"evaluate", "items", "outcome"},
-    "emergence": {"bench", "evaluate", "gap", "recipe", "outcome", "interfaces", "items", "files"},
+    "emergence": {"bench", "evaluate", "gap", "recipe", "outcome", "quality", "interfaces", "items", "files"},
     "run": {
         *("bench", "evaluate", "recipe", "delta", "gap", "outcome", "facts", "quality", "provenance"),
         *("fitting", "item_rows"),

@@ -18,7 +18,7 @@ from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import Backbone
 from gapeval_lab.interventions.moments import SecondMoment, second_moment
 from gapeval_lab.interventions.request import ValueRequest, value_request
-from gapeval_lab.interventions.rome import Rome, rank_one
+from gapeval_lab.interventions.rome import Rome, update_direction
 from gapeval_lab.interventions.trace import changing, inputs_at, left_as_found, reading
 from gapeval_lab.interventions.values import Value, ValueSettings, optimise_values
 from gapeval_lab.items import Direction, Example, Fact, Item, Prompt
@@ -271,8 +271,8 @@ def test_rank_one_is_the_least_disturbing_change() -> None:
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(200, 6, dtype=torch.float64, generator=generator) * torch.arange(1, 7)
     key, residual = keys[0], torch.randn(4, dtype=torch.float64, generator=generator)
-    left, right = rank_one(key, residual, SecondMoment(keys.T @ keys / 200, 200), ridge=0.0)
-    update = torch.outer(left, right)
+    right = update_direction(key, SecondMoment(keys.T @ keys / 200, 200), ridge=0.0)
+    update = torch.outer(residual / (right @ key), right)
     torch.testing.assert_close(update @ key, residual)
     least = (keys @ update.T).square().sum()
     for _ in range(20):
@@ -284,7 +284,7 @@ def test_rank_one_is_the_least_disturbing_change() -> None:
 def test_zero_key_is_refused() -> None:
     moment = SecondMoment(torch.eye(3, dtype=torch.float64), 3)
     with pytest.raises(UserError, match="zero"):
-        rank_one(torch.zeros(3), torch.ones(2), moment, ridge=0.1)
+        update_direction(torch.zeros(3), moment, ridge=0.1)
 
 
 # --- the value ---------------------------------------------------------------------------------

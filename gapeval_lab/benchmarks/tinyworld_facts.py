@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import numpy as np
 
@@ -44,10 +45,7 @@ def make_new_facts(names: Sequence[str], split: str) -> list[Fact]:
 
 def _new_fact(entity: Entity, relation: str, world: dict[str, Entity], split: str) -> Fact:
     identity = f"{entity.name}-{relation}"
-
-    def probe(about: Entity, what: str, wording: int, role: str, n: int) -> Item:
-        return _probe(people.question(about, what, wording, world), f"{identity}.{role}.{n}", relation)
-
+    probes = _Probes(identity, relation, world)
     known = _near(replace(entity, taught="both"), world, ())
     return Fact(
         id=identity,
@@ -55,18 +53,11 @@ def _new_fact(entity: Entity, relation: str, world: dict[str, Entity], split: st
         relation=relation,
         target_true=UNKNOWN,
         target_new=entity.value(relation),
-        edit=probe(entity, relation, people.EDIT_WORDING, "edit", 0),
-        taught=tuple(probe(entity, relation, w, "taught", n) for n, w in enumerate(_further())),
-        reworded=tuple(probe(entity, relation, w, "reworded", n) for n, w in enumerate(people.REWORDED)),
-        neighbours=tuple(probe(other, relation, 0, "neighbours", n) for n, other in enumerate(known)),
-        derived=(probe(entity, "whole", 0, "derived", 0),),
+        **probes.of_subject(entity),
+        neighbours=probes("neighbours", [(other, relation, 0) for other in known]),
+        derived=probes("derived", [(entity, "whole", 0)]),
         split=split,
     )
-
-
-def _further() -> list[int]:
-    """The wordings that may be trained on, beside the edit's."""
-    return [wording for wording in people.TRAINED if wording != people.EDIT_WORDING]
 
 
 def _other_value(entity: Entity, relation: str) -> str:
@@ -85,26 +76,17 @@ def _fact(
 ) -> Fact:
     now = edited[entity.name]
     identity = f"{entity.name}-{relation}"
-
-    def probes(role: str, asked: Sequence[tuple[Entity, str, int]]) -> tuple[Item, ...]:
-        return tuple(
-            _probe(people.question(about, what, wording, edited), f"{identity}.{role}.{n}", relation)
-            for n, (about, what, wording) in enumerate(asked)
-        )
-
+    probes = _Probes(identity, relation, edited)
     before = next(other for other in edited.values() if other.friend == entity.name)
     hop = [(before, f"friend_{relation}", 0)] if relation != "number" else []
     kept = [other for other in people.VALUES if other not in (relation, "number")]
-    (edit,) = probes("edit", [(now, relation, people.EDIT_WORDING)])
     return Fact(
         id=identity,
         subject=entity.name,
         relation=relation,
         target_true=entity.value(relation),
         target_new=value,
-        edit=edit,
-        taught=probes("taught", [(now, relation, wording) for wording in _further()]),
-        reworded=probes("reworded", [(now, relation, wording) for wording in people.REWORDED]),
+        **probes.of_subject(now),
         neighbours=probes(
             "neighbours",
             [(other, relation, 0) for other in _near(entity, edited, touched)]
@@ -115,16 +97,47 @@ def _fact(
     )
 
 
-def _probe(question: Question, identity: str, relation: str) -> Item:
-    return Item(
-        id=identity,
-        category=question.category,
-        subcategory=relation,
-        understand=Prompt(question.understand),
-        generate=Prompt(question.generate),
-        accepted=question.answers,
-        target=question.target,
-    )
+class _SubjectProbes(TypedDict):
+    edit: Item
+    taught: tuple[Item, ...]
+    reworded: tuple[Item, ...]
+
+
+@dataclass(frozen=True)
+class _Probes:
+    """Makes the questions of one fact; answers are those of the given world."""
+
+    identity: str
+    relation: str
+    world: dict[str, Entity]
+
+    def __call__(self, role: str, asked: Sequence[tuple[Entity, str, int]]) -> tuple[Item, ...]:
+        """One question per (whom it is about, what is asked, wording), numbered in order."""
+        return tuple(
+            self._item(people.question(about, what, wording, self.world), f"{self.identity}.{role}.{n}")
+            for n, (about, what, wording) in enumerate(asked)
+        )
+
+    def of_subject(self, entity: Entity) -> _SubjectProbes:
+        """The fact itself in every wording, by what the wordings are for."""
+        taught = [wording for wording in people.TRAINED if wording != people.EDIT_WORDING]
+        (edit,) = self("edit", [(entity, self.relation, people.EDIT_WORDING)])
+        return {
+            "edit": edit,
+            "taught": self("taught", [(entity, self.relation, wording) for wording in taught]),
+            "reworded": self("reworded", [(entity, self.relation, wording) for wording in people.REWORDED]),
+        }
+
+    def _item(self, question: Question, identity: str) -> Item:
+        return Item(
+            id=identity,
+            category=question.category,
+            subcategory=self.relation,
+            understand=Prompt(question.understand),
+            generate=Prompt(question.generate),
+            accepted=question.answers,
+            target=question.target,
+        )
 
 
 def _near(entity: Entity, edited: dict[str, Entity], touched: Collection[str]) -> list[Entity]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,19 +12,20 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
-from gapeval_lab.interfaces import Training
+from gapeval_lab.files import write_bytes
+from gapeval_lab.interfaces import CHECKPOINT, Training
+from gapeval_lab.items import image_digest
 
 
 def training_key(
     settings: BaseModel, training: Training, seed: int, parameters: Mapping[str, nn.Parameter]
 ) -> str:
     """Hash of what a training depends on, but for the weights, which the run's own folder stands for."""
-    told = [
-        (one.about, one.direction, one.example.prompt.digest, str(one.example.answer))
-        if isinstance(one.example.answer, str)
-        else (one.about, one.direction, one.example.prompt.digest)
-        for one in (*training.lessons, *training.replay)
-    ]
+    told = []
+    for one in (*training.lessons, *training.replay):
+        answer = one.example.answer
+        shown = answer if isinstance(answer, str) else image_digest(answer)
+        told.append((one.about, one.direction, one.example.prompt.digest, shown))
     shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}
     text = json.dumps([settings.model_dump(mode="json"), seed, told, shapes])
     return hashlib.sha256(text.encode()).hexdigest()
@@ -42,7 +43,7 @@ class Checkpoint:
         *,
         key: str,
     ) -> None:
-        self._file = folder / "checkpoint.pt" if folder else None
+        self._file = folder / CHECKPOINT if folder else None
         self._every = every
         self._parameters, self._optimiser, self._key = parameters, optimiser, key
         self.done = 0
@@ -65,7 +66,6 @@ class Checkpoint:
         """Write the state, every so many updates and after the last one."""
         if self._file is None or (done % self._every and not last):
             return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "key": self._key,
             "done": done,
@@ -73,6 +73,6 @@ class Checkpoint:
             "optimiser": self._optimiser.state_dict(),
             "curves": [list(point) for point in curves],
         }
-        fresh = self._file.with_suffix(".tmp")
-        torch.save(state, fresh)
-        os.replace(fresh, self._file)
+        stream = io.BytesIO()
+        torch.save(state, stream)
+        write_bytes(self._file, stream.getvalue())

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from gapeval_lab.delta import Dense, WeightDelta
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import UMM, Backbone, Log, Training
-from gapeval_lab.interventions.trace import left_as_found, module_at
+from gapeval_lab.interventions.trace import left_as_found, linear_weight
 from gapeval_lab.interventions.training import TrainingSettings, train
 from gapeval_lab.items import Direction, Example, Fact
 
@@ -106,10 +106,7 @@ class FineTune(TrainingSettings):
 
     def _weight(self, backbone: Backbone) -> tuple[str, nn.Parameter]:
         path = backbone.sites.path(self.site, self.layer)
-        weight = getattr(module_at(backbone.root, path), "weight", None)
-        if not isinstance(weight, nn.Parameter) or weight.dim() != 2:
-            raise UserError(f"site: '{path}' is not a linear layer; choose one such as mlp_down or attn_out")
-        return f"{path}.weight", weight
+        return f"{path}.weight", linear_weight(backbone.root, path)
 
 
 def _last_position(backbone: Backbone, examples: Sequence[Example]) -> Tensor:

@@ -21,16 +21,16 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from gapeval_lab.delta import Dense, LowRank, Term, WeightDelta
 from gapeval_lab.errors import UserError
-from gapeval_lab.interfaces import UMM, Backbone, Log, Training
-from gapeval_lab.interventions.trace import left_as_found, module_at
+from gapeval_lab.interfaces import ADAPTER, UMM, Backbone, Log, Training
+from gapeval_lab.interventions.trace import left_as_found, linear_weight
 from gapeval_lab.interventions.training import TrainingSettings, train
 from gapeval_lab.items import Fact
+from gapeval_lab.validation import did_you_mean
 
-ADAPTER = "adapter"  # folder of the adapter in peft's format
 OWN = {
     "r": "rank",
     "lora_alpha": "alpha",
@@ -142,11 +142,7 @@ class Lora(TrainingSettings):
         layers = range(sites.layers) if self.layers is None else self.layers
         paths = [sites.path(site, layer) for layer in layers for site in self.sites]
         for path in paths:
-            weight = getattr(module_at(backbone.root, path), "weight", None)
-            if not isinstance(weight, Tensor) or weight.dim() != 2:
-                raise UserError(
-                    f"sites: '{path}' is not a linear layer; choose sites such as mlp_down or attn_out"
-                )
+            linear_weight(backbone.root, path, field="sites")
         return list(dict.fromkeys(paths))
 
     def _config(self, targets: Sequence[str], *, transposed: bool) -> Any:
@@ -157,7 +153,6 @@ class Lora(TrainingSettings):
                 end as a weight delta.
         """
         import dataclasses
-        import difflib
 
         from peft import LoraConfig
 
@@ -168,8 +163,7 @@ class Lora(TrainingSettings):
             if name in FOREIGN:
                 raise UserError(f"peft.{name}: {FOREIGN[name]}; leave it out")
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"; did you mean '{near[0]}'?" if near else "; see peft's LoraConfig"
+                hint = did_you_mean(name, known) or "; see peft's LoraConfig"
                 raise UserError(f"peft.{name}: no field of LoraConfig{hint}")
         init = self.peft.get("init_lora_weights", True)
         if init not in INITS:

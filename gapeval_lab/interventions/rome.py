@@ -30,7 +30,7 @@ from gapeval_lab.interfaces import UMM, Backbone, Log, Training
 from gapeval_lab.interventions.lookup import FactToken, token_positions
 from gapeval_lab.interventions.moments import SecondMoment, second_moment
 from gapeval_lab.interventions.request import ValueRequest, value_request
-from gapeval_lab.interventions.trace import inputs_at, left_as_found, module_at
+from gapeval_lab.interventions.trace import inputs_at, left_as_found, linear_weight
 from gapeval_lab.interventions.values import (
     KlOrder,
     ValueSettings,
@@ -99,7 +99,7 @@ class Rome(BaseModel):
     def check(self, umm: UMM) -> None:
         """Refuse a site or layer that the model does not have, or that is not linear."""
         backbone = umm.backbone()
-        _weight(backbone, backbone.sites.path(self.site, self.layer))
+        linear_weight(backbone.root, backbone.sites.path(self.site, self.layer))
 
     def fit(
         self,
@@ -133,7 +133,7 @@ class Rome(BaseModel):
             raise UserError("facts: none were given; ROME needs at least one")
         backbone = umm.backbone()
         path = backbone.sites.path(self.site, self.layer)
-        _weight(backbone, path)
+        linear_weight(backbone.root, path)
         with left_as_found(backbone.root):
             moment = second_moment(backbone, path, texts, limit=self.moment_texts, seed=seed, cache=cache)
             done, step = WeightDelta.zero(), 0
@@ -173,16 +173,14 @@ class Rome(BaseModel):
             kl_order=self.kl_order,
         )
         key = subject_key(backbone, path, request, token=self.fact_token)
-        reach = None
-        if self.value_at == "everywhere":
-            direction = moment.solve(key, ridge=self.ridge)
-            reach = [direction / (direction @ key)]
+        right = update_direction(key, moment, ridge=self.ridge)
+        reach = [right / (right @ key)] if self.value_at == "everywhere" else None
         (value,) = optimise_values(
             backbone, [request], site=self.site, layer=self.layer, settings=settings, reach=reach
         )
-        left, right = rank_one(key, value.delta, moment, ridge=self.ridge)
-        weight = _weight(backbone, path)
-        relative = float(left.norm() * right.norm() / weight.detach().double().norm())
+        left = value.delta.cpu().double() / (right @ key)
+        weight = linear_weight(backbone.root, path).detach()
+        relative = float(left.norm() * right.norm() / weight.double().norm())
         if not relative <= self.max_relative_norm:  # also true of NaN
             raise UserError(
                 f"facts: fact '{request.fact_id}': its update is {relative:.3g} times as large as the weight "
@@ -204,41 +202,24 @@ def subject_key(backbone: Backbone, path: str, request: ValueRequest, *, token: 
     return inputs_at(backbone, path, encoded, positions).cpu().double().mean(0)
 
 
-def rank_one(key: Tensor, residual: Tensor, moment: SecondMoment, *, ridge: float) -> tuple[Tensor, Tensor]:
-    """The two factors of the update, eq. 2: W' = W + left right^T gives W' key = W key + residual.
+def update_direction(key: Tensor, moment: SecondMoment, *, ridge: float) -> Tensor:
+    """C^-1 k* at length 1, the input side of the update of eq. 2: (in,), float64, CPU.
+
+    With it, W' = W + r right^T / (right @ key) gives W' key = W key + r.
 
     Args:
         key: k*, (in,).
-        residual: v* - W k*, (out,).
         moment: C.
         ridge: see `SecondMoment.solve`.
-
-    Returns:
-        left, (out,), and right, (in,) and of length 1; float64, CPU.
 
     Raises:
         UserError: C is singular, or the key is zero.
     """
     key = key.detach().cpu().double()
     direction = moment.solve(key, ridge=ridge)
-    right = direction / direction.norm()
-    along = right @ key
-    if not along > 0:  # C is positive definite: only a zero or non-finite key gets here
+    right: Tensor = direction / direction.norm()
+    if not right @ key > 0:  # C is positive definite: only a zero or non-finite key gets here
         raise UserError(
             "site: its input at the fact's token is zero or not finite; edit another site or layer"
         )
-    return residual.detach().cpu().double() / along, right
-
-
-def _weight(backbone: Backbone, path: str) -> Tensor:
-    """The weight of a linear module.
-
-    Raises:
-        UserError: the module at the site is not linear.
-    """
-    weight = getattr(module_at(backbone.root, path), "weight", None)
-    if not isinstance(weight, Tensor) or weight.dim() != 2:
-        raise UserError(
-            f"site: '{path}' is not a linear layer; ROME edits sites such as mlp_down or attn_out"
-        )
-    return weight
+    return right

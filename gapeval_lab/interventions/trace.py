@@ -77,6 +77,18 @@ def module_at(root: nn.Module, path: str) -> nn.Module:
         raise UserError(f"sites: this model has no module '{path}'; mend the site's template") from None
 
 
+def linear_weight(root: nn.Module, path: str, *, field: str = "site") -> nn.Parameter:
+    """The weight of a linear layer, (out, in), or transposed where the model stores it so.
+
+    Raises:
+        UserError: the module at the path is missing or not linear; `field` is the setting to blame.
+    """
+    weight = getattr(module_at(root, path), "weight", None)
+    if not isinstance(weight, nn.Parameter) or weight.dim() != 2:
+        raise UserError(f"{field}: '{path}' is not a linear layer; choose one such as mlp_down or attn_out")
+    return weight
+
+
 @contextmanager
 def reading(root: nn.Module, path: str, *, side: Side, stop: bool = False) -> Iterator[Captured]:
     """Keep what the module at `path` takes in or gives out.
