@@ -98,7 +98,7 @@ def load_bench(loaded: LoadedRecipe) -> Bench:
     began = time.monotonic()
     benchmark, judge = recipe.build("benchmark"), recipe.build("judge")
     items = chosen_items(recipe, benchmark)
-    stages = _stages(recipe, benchmark)
+    stages = stages_of(recipe, benchmark)
     umm = recipe.build("model").load()
     for stage in stages:
         stage.intervention.check(umm)
@@ -107,8 +107,8 @@ def load_bench(loaded: LoadedRecipe) -> Bench:
     return Bench(loaded, umm, judge, benchmark, items, stages, weights, seconds)
 
 
-def _stages(recipe: Recipe, benchmark: Benchmark) -> list[Stage]:
-    """The interventions in order.
+def stages_of(recipe: Recipe, benchmark: Benchmark) -> list[Stage]:
+    """The interventions in order, with their facts and lessons; none for a baseline.
 
     Raises:
         UserError: no facts, an id that stands in two sets, or lessons that are measured.

@@ -90,7 +90,7 @@ def eval_(
     json_file: JsonFile = None,
 ) -> None:
     """Ask both directions of the model as it is; a recipe's intervention is left out."""
-    given = [*(set_ or []), "intervention=null", "facts=null"]
+    given = [*(set_ or []), "intervention=null", "facts=null", "then=[]"]
     loaded = _load(recipe, overrides, given, limit, categories)
     _execute(loaded, dry_run=dry_run, out=out, json_file=json_file)
 
@@ -163,15 +163,15 @@ def validate(
     ] = None,
 ) -> None:
     """Check recipes and their facts, without running anything."""
+    from gapeval_lab.bench import stages_of
     from gapeval_lab.catalogue import available
-    from gapeval_lab.facts import read_facts
     from gapeval_lab.recipe import load
 
     for name in recipes or available():
-        loaded = load(name)
-        facts = loaded.recipe.facts
-        count = len(read_facts(facts.file, split=facts.split, count=facts.count)) if facts else 0
-        print(f"{name}: valid" + (f", {count} facts" if facts else ""))
+        recipe = load(name).recipe
+        stages = stages_of(recipe, recipe.build("benchmark"))
+        counts = " + ".join(str(len(stage.facts)) for stage in stages)
+        print(f"{name}: valid" + (f", {counts} facts" if stages else ""))
 
 
 @app.command()
@@ -318,22 +318,23 @@ class _Bars:
 
 def _print_plan(loaded: "LoadedRecipe") -> None:
     """What a run would do; loads the benchmark and the facts, not the model."""
-    from gapeval_lab.bench import chosen_items
-    from gapeval_lab.facts import read_facts
+    from gapeval_lab.bench import chosen_items, stages_of
 
     recipe = loaded.recipe
-    items = chosen_items(recipe, recipe.build("benchmark"))
+    benchmark = recipe.build("benchmark")
+    items, stages = chosen_items(recipe, benchmark), stages_of(recipe, benchmark)
     counts: dict[str, int] = {}
     for item in items:
         counts[item.category] = counts.get(item.category, 0) + 1
     print(f"{recipe.name}: {loaded.source}")
     print(f"  items      {len(items)}: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
     phases = 1
-    if recipe.intervention is not None and recipe.facts is not None:
-        facts = read_facts(recipe.facts.file, split=recipe.facts.split, count=recipe.facts.count)
-        print(f"  facts      {len(facts)}: " + ", ".join(fact.id for fact in facts))
-        print(f"  intervene  {recipe.intervention.use} {recipe.intervention.settings}")
-        phases += 1 + recipe.controls.identity + recipe.controls.placebo
+    for stage, node in zip(stages, recipe.interventions, strict=True):
+        print(f"  facts      {len(stage.facts)}: " + ", ".join(fact.id for fact in stage.facts))
+        print(f"  intervene  {node.use} {node.settings}")
+        phases += 1
+    if stages:
+        phases += recipe.controls.identity + recipe.controls.placebo
     print(f"  measure    {phases} times, {2 * len(items)} prompts each")
     print("nothing was done (--dry-run)")
 

@@ -134,6 +134,7 @@ class Stage(Record):
     shift: ShiftReport  # since before everything
     kept: list[dict[Literal["text", "image"], float | None]]
     quality: EditQuality
+    emergence: Emergence | None = None
 
 
 class Outcome(Record):
@@ -172,11 +173,17 @@ class Outcome(Record):
     kept_before: list[dict[Literal["text", "image"], float | None]] = []  # `Stage.kept`, before everything
     merge_error: float | None = None  # what rounding to the weights' type lost, as a share of the delta
     adapter: str | None = None  # folder of the adapter in its library's own format
-    emergence: Emergence | None = None
+    emergence: Emergence | None = None  # of a recipe with one intervention; else each stage has its own
     curves: dict[str, list[tuple[int, float]]]  # what the intervention logged while it fitted
     seconds: dict[str, float]  # phase -> wall time
     peak_memory_gib: float
     facts: list[dict[str, str]]  # id, subject, relation, target_true, target_new, split
+
+    def trainings(self) -> dict[str, Emergence]:
+        """What was measured while interventions trained: "emergence", or "emergence/2" for the second."""
+        found = {"emergence": self.emergence}
+        found |= {f"emergence/{n}": stage.emergence for n, stage in enumerate(self.stages, start=1)}
+        return {name: emergence for name, emergence in found.items() if emergence is not None}
 
     def save(self, folder: Path) -> Path:
         """Write `outcome.json` into the folder, atomically; returns its path."""

@@ -144,6 +144,11 @@ class Recipe(_Strict):
     controls: Controls = Controls()
     search: dict[str, dict[str, Any]] | None = None
 
+    @property
+    def interventions(self) -> tuple[Node, ...]:
+        """All of them, in order; none for a baseline."""
+        return () if self.intervention is None else (self.intervention, *(s.intervention for s in self.then))
+
     def build(self, field: NodeField) -> Any:
         """The plug-in of a node, with its settings.
 

@@ -47,10 +47,12 @@ def repeats_data(outcomes: Sequence[Outcome]) -> list[tuple[str, Estimate, int]]
                     add(f"{name}/{side}", cell.after.value)
             ratio = outcome.quality.transfer_ratio
             add("transfer ratio", ratio.value if ratio else None)
-        if outcome.emergence is not None:
-            for side, levels in outcome.emergence.crossings.items():
+        for name, emergence in outcome.trainings().items():
+            number = name.partition("/")[2]
+            of = f", intervention {number}" if number else ""
+            for side, levels in emergence.crossings.items():
                 for level, step in levels.items():
-                    add(f"{side} crosses {level} %, updates", step)
-            for level, lag in outcome.emergence.lag.items():
-                add(f"lag at {level} %, image after text", lag)
+                    add(f"{side} crosses {level} %, updates{of}", step)
+            for level, lag in emergence.lag.items():
+                add(f"lag at {level} %, image after text{of}", lag)
     return [(name, over_seeds(values), len(values)) for name, values in found.items()]

@@ -279,9 +279,10 @@ def draw_outcome(outcome: Outcome) -> Group:
         ratio = outcome.quality.transfer_ratio
         said = spread(ratio, sign=False) if ratio else outcome.quality.transfer_note
         parts.append(Text(f"transfer ratio: {said}"))
-    if outcome.emergence is not None:
-        title = "When the facts were learned, in updates"
-        parts += [Text(), draw_rows(title, EMERGENCE_COLUMNS, emergence_data(outcome.emergence))]
+    for name, emergence in outcome.trainings().items():
+        number = name.partition("/")[2]
+        title = "When the facts were learned, in updates" + (f", intervention {number}" if number else "")
+        parts += [Text(), draw_rows(title, EMERGENCE_COLUMNS, emergence_data(emergence))]
     if outcome.stages:
         columns = [f"facts {number}" for number in range(1, len(outcome.stages) + 1)]
         title = "What each fact set still holds, told / drawn"

@@ -30,7 +30,6 @@ from gapeval_lab.outcome import Outcome, PhaseResult
 from gapeval_lab.outcome import Stage as StageRecord
 from gapeval_lab.provenance import git_revision, peak_memory_gib, versions
 from gapeval_lab.quality import SIDES, ProbeState, Side, edit_quality, held, probes
-from gapeval_lab.recipe import Node
 
 OnStage = Callable[[str], None]
 OnProgress = Callable[[str, int, int], None]
@@ -197,7 +196,7 @@ class Runner:
             quality = edit_quality(
                 bench.facts, before.probes, after.probes, edited=bench.direction, seed=self.seed
             )
-        stages, kept_before = self._stages(states)
+        stages, kept_before = self._stages(states, fitted)
         first = results["before"]
         if first is None:
             raise ValueError("every run measures before")
@@ -266,7 +265,9 @@ class Runner:
             for item in self.bench.items
         ]
 
-    def _stages(self, states: Sequence[Measured]) -> tuple[list[StageRecord], list[dict[Side, float | None]]]:
+    def _stages(
+        self, states: Sequence[Measured], fitted: Sequence[Fitted]
+    ) -> tuple[list[StageRecord], list[dict[Side, float | None]]]:
         """Of a recipe with several interventions: what each did, and what each fact set kept."""
         stages = self.bench.stages
         if len(stages) < 2:
@@ -277,7 +278,7 @@ class Runner:
 
         records = [
             StageRecord(
-                method=step.use,
+                method=node.use,
                 direction=side_of(stage.intervention.direction),
                 facts=[fact.id for fact in stage.facts],
                 gap=self._report(state.evaluation, official=False),
@@ -290,15 +291,13 @@ class Runner:
                     edited=side_of(stage.intervention.direction),
                     seed=self.seed,
                 ),
+                emergence=one.emergence,
             )
-            for stage, step, earlier, state in zip(stages, self._methods(), states, states[1:], strict=False)
+            for stage, node, one, earlier, state in zip(
+                stages, self.bench.loaded.recipe.interventions, fitted, states, states[1:], strict=False
+            )
         ]
         return records, kept(states[0])
-
-    def _methods(self) -> list[Node]:
-        recipe = self.bench.loaded.recipe
-        nodes = [recipe.intervention, *(step.intervention for step in recipe.then)]
-        return [node for node in nodes if node is not None]
 
     def _report(self, evaluation: Evaluation, *, official: bool) -> GapReport:
         return gap_report(

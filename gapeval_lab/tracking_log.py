@@ -104,23 +104,19 @@ def _stage_artifacts(outcome: Outcome, found: Sequence[Pair], *, folder: Path, s
         tracking_pictures.contact_sheets(found, folder, stage / "pictures")
         tracking_pictures.archive(outcome, folder, stage / "pictures" / "pictures.zip")
         shift, kept = gap_shift_data(outcome), retention_data(outcome)
-        curve = emergence_data(outcome.emergence) if outcome.emergence else None
-        if shift or curve:
-            (stage / "figures").mkdir()
+        figures: dict[str, Any] = {}
         if kept:
-            figure = draw_retention(kept, title="What each fact set still holds")
-            figure.savefig(stage / "figures" / "retention.svg")
-            figure.savefig(stage / "figures" / "retention.png", dpi=110)
-        if curve:
-            figure = draw_emergence(
-                curve, title=f"{tracking_values.method(outcome.recipe)}, {outcome.direction} side"
-            )
-            figure.savefig(stage / "figures" / "emergence.svg")
-            figure.savefig(stage / "figures" / "emergence.png", dpi=110)
+            figures["retention"] = draw_retention(kept, title="What each fact set still holds")
+        for name, emergence in outcome.trainings().items():
+            number = name.partition("/")[2]
+            title = "When the facts were learned" + (f", intervention {number}" if number else "")
+            figures[name.replace("/", "-")] = draw_emergence(emergence_data(emergence), title=title)
         if shift:
-            figure = draw_gap_shift(shift, title=tracking_values.headline(outcome))
-            figure.savefig(stage / "figures" / "gap_shift.svg")
-            figure.savefig(stage / "figures" / "gap_shift.png", dpi=110)
+            figures["gap_shift"] = draw_gap_shift(shift, title=tracking_values.headline(outcome))
+        for name, figure in figures.items():
+            (stage / "figures").mkdir(exist_ok=True)
+            figure.savefig(stage / "figures" / f"{name}.svg")
+            figure.savefig(stage / "figures" / f"{name}.png", dpi=110)
         report = folder / "report.html"
         if report.exists():
             shutil.copyfile(report, stage / "report.html")

@@ -203,10 +203,10 @@ def scalars(outcome: Outcome) -> dict[str, float]:
             found[f"{control}/delta_gap_score"] = control_shift.gap.value
     found |= _official(before.official, after.gap.official if after else None)
     found["merge_error"] = outcome.merge_error
-    if outcome.emergence:
-        for side, levels in outcome.emergence.crossings.items():
-            found |= {f"emergence/crosses_{level}/{side}": step for level, step in levels.items()}
-        found |= {f"emergence/lag_{level}": lag for level, lag in outcome.emergence.lag.items()}
+    for family, emergence in outcome.trainings().items():
+        for side, levels in emergence.crossings.items():
+            found |= {f"{family}/crosses_{level}/{side}": step for level, step in levels.items()}
+        found |= {f"{family}/lag_{level}": lag for level, lag in emergence.lag.items()}
     found |= {f"delta_norm/{site}": norm for site, norm in delta_norms(outcome.delta_norms).items()}
     found |= {f"time/{phase}": seconds for phase, seconds in outcome.seconds.items()}
     found["memory/peak_gib"] = outcome.peak_memory_gib
@@ -244,7 +244,8 @@ def curves(outcome: Outcome) -> dict[str, list[tuple[int, float]]]:
     """Metrics with steps: the state at step 0 (before) and 1 (after), and what the method logged.
 
     What was measured while a method trained is `emergence/...`, by updates: the facts told and drawn,
-    and the Gap Score of the curve's own subset, which is no part of `gap/...`.
+    and the Gap Score of the curve's own subset, which is no part of `gap/...`. Of several interventions
+    each has its number in the name: `emergence/2/text`.
     Curves that a method logs per fact ('loss/fact-3') become one, their mean at each step
     ('train/loss'); the single ones stand in outcome.json.
     """
@@ -257,18 +258,19 @@ def curves(outcome: Outcome) -> dict[str, list[tuple[int, float]]]:
         found["generation/overall"].append((step, gap.generation.value))
         for name, category in gap.categories.items():
             found[f"gap/{name}"].append((step, category.gap.value))
-    for point in outcome.emergence.points if outcome.emergence else ():
-        measured = {
-            "text": point.text,
-            "image": point.image,
-            "gap": point.gap,
-            "understanding": point.understanding,
-            "generation": point.generation,
-            **{f"gap/{name}": gap for name, gap in point.categories.items()},
-        }
-        for name, share in measured.items():
-            if share is not None:
-                found[f"emergence/{name}"].append((point.step, share))
+    for family, emergence in outcome.trainings().items():
+        for point in emergence.points:
+            measured = {
+                "text": point.text,
+                "image": point.image,
+                "gap": point.gap,
+                "understanding": point.understanding,
+                "generation": point.generation,
+                **{f"gap/{name}": gap for name, gap in point.categories.items()},
+            }
+            for name, share in measured.items():
+                if share is not None:
+                    found[f"{family}/{name}"].append((point.step, share))
     families: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for name, points in outcome.curves.items():
         family = name if name.startswith("train/") else f"train/{name.split('/')[0]}"

@@ -64,7 +64,9 @@ def test_validate_checks_every_recipe(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert call(monkeypatch, "validate") == 0
-    assert "rome_world_knowledge: valid, 8 facts" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "rome_world_knowledge: valid, 8 facts" in out
+    assert "inject_edit_inject: valid, 12 + 8 + 12 facts" in out
 
 
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(
@@ -73,6 +75,12 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(
     assert call(monkeypatch, "edit", "--recipe", "rome_world_knowledge", "--dry-run", "--limit", "12") == 0
     out = capsys.readouterr().out
     assert "items      12" in out and "nothing was done" in out
+    assert call(monkeypatch, "edit", "--recipe", "inject_edit_inject", "--dry-run", "--limit", "12") == 0
+    out = capsys.readouterr().out
+    assert [out.count(f"intervene  {method}") for method in ("lora", "rome")] == [2, 1]
+    assert "measure    5 times" in out
+    assert call(monkeypatch, "eval", "--recipe", "inject_edit_inject", "--dry-run", "--limit", "12") == 0
+    assert "intervene" not in capsys.readouterr().out
     assert list(home.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""The main job on the shipped model, through the command line, in fresh processes."""
+"""Whole runs on the shipped model, an edit and an injection, through the command line, in fresh processes."""
 
 import json
 import os
@@ -6,24 +6,30 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ARGUMENTS = ["edit", "--recipe", "rome_world_knowledge", "--limit", "16", "evaluation.official=false"]
+EDIT = ("--recipe", "rome_world_knowledge", "--limit", "16", "evaluation.official=false")
+INJECT = (
+    *("--recipe", "lora_world_knowledge_both", "--limit", "8", "evaluation.official=false"),
+    *("controls.placebo=false", "facts.count=2", "intervention.steps=12", "intervention.batch=4"),
+    *("intervention.checkpoint_every=2", "emergence.every=3", "emergence.items=8"),
+)
 
 
-def command(home: Path, *extra: str) -> tuple[list[str], dict[str, str]]:
+def command(home: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-    return [sys.executable, "-m", "gapeval_lab.cli", *ARGUMENTS, *extra], environment | {
+    return [sys.executable, "-m", "gapeval_lab.cli", "edit", *arguments], environment | {
         "GAPEVAL_LAB_HOME": str(home)
     }
 
 
-def finish(home: Path, *extra: str) -> tuple[str, dict[str, Any]]:
+def finish(home: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
     """Run to the end; what it printed and its Outcome."""
-    words, environment = command(home, "--json", str(home / "outcome.json"), *extra)
+    words, environment = command(home, "--json", str(home / "outcome.json"), *arguments)
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads((home / "outcome.json").read_text())
@@ -38,7 +44,7 @@ def numbers(outcome: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str, Any]]:
     home = tmp_path_factory.mktemp("whole")
-    return home, *finish(home)
+    return home, *finish(home, *EDIT)
 
 
 def test_the_run_prints_and_stores_what_shifted(whole: tuple[Path, str, dict[str, Any]]) -> None:
@@ -74,24 +80,50 @@ def test_killed_at_any_moment_it_continues_to_the_same_numbers(
 ) -> None:
     """kill -9 after a share of the whole's responses, then the same command again."""
     home, _, outcome = whole
-    words, environment = command(tmp_path)
-    running = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wanted = moment * (4 * 2 * 16 + 2 * 2 * 8 * 11)
+    kill_when(lambda: _responses(tmp_path) >= wanted, tmp_path, *EDIT)
+    _, resumed = finish(tmp_path, *EDIT)
+    assert numbers(resumed) == numbers(outcome)
+    assert finished_kinds(tmp_path) == ["baseline", "edit"]
+
+
+def test_an_injection_killed_while_it_trains_ends_with_the_same_adapter(tmp_path: Path) -> None:
+    """kill -9 after some updates, then the same command again, beside a run that nobody killed."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    printed, whole = finish(one, *INJECT)
+    kill_when(lambda: bool(list(two.rglob("checkpoint.pt"))), two, *INJECT)
+    assert not list(two.rglob("delta.safetensors")), "it should have been killed before its end"
+    _, resumed = finish(two, *INJECT)
+    assert numbers(resumed) == numbers(whole)
+    assert "When the facts were learned" in printed
+    assert [point["step"] for point in whole["emergence"]["points"]] == [0, 3, 6, 9, 12]
+    assert all(point["gap"] is not None for point in whole["emergence"]["points"])
+    files = [next(home.rglob("adapter/adapter_model.safetensors")).read_bytes() for home in (one, two)]
+    assert files[0] == files[1]
+    assert finished_kinds(two) == ["baseline", "inject"]
+
+
+def kill_when(reached: Callable[[], bool], home: Path, *arguments: str) -> None:
+    """Start a run, and end it with -9 as soon as something is so."""
+    words, environment = command(home, *arguments)
+    running = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
-    while _responses(tmp_path) < wanted and running.poll() is None and time.monotonic() < deadline:
+    while not reached() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     assert running.poll() is None, "it should have been killed before its end"
     running.send_signal(signal.SIGKILL)
     running.wait()
-    _, resumed = finish(tmp_path)
-    assert numbers(resumed) == numbers(outcome)
+
+
+def finished_kinds(home: Path) -> list[str]:
+    """The kinds of the runs in a store, all of which are finished."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlruns' / 'mlflow.db'}")
+    client = MlflowClient(f"sqlite:///{home / 'mlruns' / 'mlflow.db'}")
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(ids)
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert sorted(run.data.tags["kind"] for run in runs) == ["baseline", "edit"]
+    return sorted(run.data.tags["kind"] for run in runs)
 
 
 def _responses(home: Path) -> int:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from gapeval_lab import tracking_pictures, tracking_tables, tracking_values
 from gapeval_lab.gap.records import Estimate
+from gapeval_lab.outcome import Emergence, EmergencePoint, Stage
 from gapeval_lab.tracking_figure import draw_gap_shift, gap_shift_data
 
 
@@ -227,3 +228,27 @@ def test_tags_are_plain_strings_within_the_limit(outcome):
     assert all(isinstance(value, str) and 0 < len(value) <= 8000 for value in tags.values())
     assert json.dumps(tags)
     assert "verdict" not in tracking_values.tags(without_after(outcome))
+
+
+def test_what_was_measured_while_training_is_named_by_the_intervention(outcome) -> None:
+    """One intervention needs no number; of several each keeps its own curve, level and lag."""
+    points = [EmergencePoint(step=n, text=n / 4, image=n / 8, gap=0.5) for n in (0, 4)]
+    found = Emergence(points=points, crossings={"text": {"50": 2.0}, "image": {"50": 4.0}}, lag={"50": 2.0})
+    alone = outcome.model_copy(update={"emergence": found})
+    assert tracking_values.curves(alone)["emergence/text"] == [(0, 0.0), (4, 1.0)]
+    assert tracking_values.scalars(alone)["emergence/lag_50"] == 2.0
+    stage = Stage(
+        method="lora",
+        direction="both",
+        facts=["a"],
+        gap=outcome.before.gap,
+        shift=outcome.shift,
+        kept=[{"text": 1.0, "image": 0.5}],
+        quality=outcome.quality,
+    )
+    several = outcome.model_copy(update={"stages": [stage, stage.model_copy(update={"emergence": found})]})
+    assert tracking_values.curves(several)["emergence/2/image"] == [(0, 0.0), (4, 0.5)]
+    assert tracking_values.scalars(several)["emergence/2/crosses_50/image"] == 4.0
+    assert not [
+        key for key in tracking_values.curves(several) if key.startswith(("emergence/1", "emergence/text"))
+    ]
