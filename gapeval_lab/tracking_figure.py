@@ -74,11 +74,12 @@ def draw_gap_shift(data: GapShift, *, title: str) -> Any:
 
 @dataclass(frozen=True)
 class EmergenceCurve:
-    """Shares of the facts told and drawn, by updates; the updates at which levels are crossed."""
+    """Shares of the facts told and drawn, and the gap of a subset, by updates; where levels are crossed."""
 
     steps: list[int]
     text: list[float | None]
     image: list[float | None]
+    gap: list[float | None]
     crossings: dict[str, dict[str, float | None]]
 
 
@@ -88,15 +89,16 @@ def emergence_data(found: Emergence) -> EmergenceCurve:
         steps=[point.step for point in found.points],
         text=[point.text for point in found.points],
         image=[point.image for point in found.points],
+        gap=[point.gap for point in found.points],
         crossings={str(side): dict(levels) for side, levels in found.crossings.items()},
     )
 
 
-SIDE_COLORS = {"text": "#1f5fd0", "image": "#d9770a"}
+CURVE_COLORS = {"text": "#1f5fd0", "image": "#d9770a", "gap": "#8a8f98"}
 
 
 def draw_emergence(data: EmergenceCurve, *, title: str) -> Any:
-    """Both directions' shares against updates, with marks where 50 % and 90 % are crossed."""
+    """Both directions' shares and the gap against updates, with marks where 50 % and 90 % are crossed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 3.6))
@@ -104,21 +106,25 @@ def draw_emergence(data: EmergenceCurve, *, title: str) -> Any:
     axes = figure.subplots()
     for level in (0.5, 0.9):
         axes.axhline(level, color="#cccccc", linewidth=0.8, zorder=0)
-    for side, shares in (("text", data.text), ("image", data.image)):
+    lines = (
+        ("text", data.text, "facts told", "o-"),
+        ("image", data.image, "facts drawn", "o-"),
+        ("gap", data.gap, "Gap Score, on a subset", "--"),
+    )
+    for side, shares, label, style in lines:
         known = [(step, share) for step, share in zip(data.steps, shares, strict=True) if share is not None]
         if not known:
             continue
-        label = "told" if side == "text" else "drawn"
-        axes.plot(*zip(*known, strict=True), "o-", color=SIDE_COLORS[side], markersize=3.5, label=label)
+        axes.plot(*zip(*known, strict=True), style, color=CURVE_COLORS[side], markersize=3.5, label=label)
         for name, crossed in data.crossings.get(side, {}).items():
             if crossed is not None:
                 axes.scatter(
-                    [crossed], [int(name) / 100], s=50, marker="D", color=SIDE_COLORS[side], alpha=0.5
+                    [crossed], [int(name) / 100], s=50, marker="D", color=CURVE_COLORS[side], alpha=0.5
                 )
     axes.set_ylim(-0.03, 1.05)
     axes.set_xlabel("updates")
-    axes.set_ylabel("facts right (all wordings)")
-    axes.legend(loc="lower right", frameon=False)
+    axes.set_ylabel("share right (all wordings)")
+    axes.legend(loc="center right", frameon=False)
     figure.suptitle(title, fontsize=11)
     return figure
 
