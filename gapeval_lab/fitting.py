@@ -15,7 +15,7 @@ from gapeval_lab.delta import WeightDelta
 from gapeval_lab.emergence import Recorder
 from gapeval_lab.files import write_text
 from gapeval_lab.interfaces import CHECKPOINT, Training
-from gapeval_lab.lessons import replay_of
+from gapeval_lab.lessons import anchors_of, replay_of
 from gapeval_lab.outcome import Emergence
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def fit_stage(
             training=Training(
                 lessons=stage.lessons,
                 replay=replay_of(bench.benchmark, stage.facts) if stage.lessons else (),
+                anchors=anchors_of(bench.benchmark, stage.facts) if stage.lessons else (),
                 folder=place,
                 watch=recorder.watch if recorder else None,
             ),

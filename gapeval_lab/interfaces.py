@@ -50,6 +50,8 @@ class Training:
     Attributes:
         lessons: the facts as examples, in every wording that may be trained on, both directions.
         replay: what the model knows already and no probe asks about.
+        anchors: questions of the domain that name nobody whom a probe asks about: what is answered to
+            them should stay as it is.
         folder: a folder of this run: checkpoints lie there and by-products stay in it, such as an
             adapter in its library's own format. None: nothing is kept.
         watch: called as `watch(0)` before the first update and `watch(n)` after the n-th, with the
@@ -58,6 +60,7 @@ class Training:
 
     lessons: Sequence[Lesson] = ()
     replay: Sequence[Lesson] = ()
+    anchors: Sequence[str] = ()
     folder: Path | None = None
     watch: Watch | None = None
 

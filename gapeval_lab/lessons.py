@@ -126,10 +126,23 @@ def _refuse_items(lessons: Sequence[Lesson], facts: Sequence[Fact], items: Seque
 
 def replay_of(benchmark: Benchmark, facts: Sequence[Fact]) -> list[Lesson]:
     """What the benchmark's model was taught, without everyone that a fact or one of its probes names."""
-    asked = "\n".join(
+    asked = _asked(facts)
+    return [lesson for lesson in benchmark.rehearsal() if lesson.about not in asked]
+
+
+def anchors_of(benchmark: Benchmark, facts: Sequence[Fact]) -> list[str]:
+    """Questions of the benchmark's domain that name nobody whom a fact or one of its probes names."""
+    asked = _asked(facts)
+    known = {fact.subject for fact in facts} | {lesson.about for lesson in benchmark.rehearsal()}
+    named = [name for name in known if name in asked]
+    return [text for text in benchmark.training_texts() if not any(name in text for name in named)]
+
+
+def _asked(facts: Sequence[Fact]) -> str:
+    """Every text that a fact or one of its probes is asked with."""
+    return "\n".join(
         prompt.text
         for fact in facts
         for item in (fact.edit, *fact.taught, *fact.reworded, *fact.neighbours, *fact.derived)
         for prompt in (item.understand, item.generate)
     )
-    return [lesson for lesson in benchmark.rehearsal() if lesson.about not in asked]

@@ -36,12 +36,14 @@ class Case:
 
     @property
     def training(self) -> Training:
-        """The facts' edit wordings as lessons in text; nothing to draw, nothing kept."""
+        """The facts' edit wordings as lessons in text, the domain's other texts as anchors; nothing kept."""
         told = [
             Lesson(fact.id, Direction.UNDERSTANDING, Example(fact.edit.understand, fact.edit.reference_text))
             for fact in self.facts
         ]
-        return Training(lessons=told)
+        subjects = [fact.subject for fact in self.facts]
+        others = [text for text in self.texts if not any(subject in text for subject in subjects)]
+        return Training(lessons=told, anchors=others)
 
     def fit(self, intervention: Any, umm: UMM, *, seed: int = 0, log: Any = None) -> WeightDelta:
         return intervention.fit(

@@ -14,7 +14,7 @@ from gapeval_lab.errors import UserError
 from gapeval_lab.facts import read_facts
 from gapeval_lab.items import Direction, Fact, Item
 from gapeval_lab.judges.vision import read_picture
-from gapeval_lab.lessons import lessons_of, replay_of
+from gapeval_lab.lessons import anchors_of, lessons_of, replay_of
 
 TEXT, IMAGE = Direction.UNDERSTANDING, Direction.GENERATION
 WORLD = TinyWorld()
@@ -75,16 +75,21 @@ def test_a_lesson_that_is_an_item_or_a_probe_is_refused(facts: tuple[Fact, ...],
         lessons_of([replace(facts[0], taught=(replace(facts[0].edit, generate=probe.generate),))], WORLD)
 
 
-def test_replay_names_nobody_whom_a_probe_names(facts: tuple[Fact, ...]) -> None:
+def test_replay_and_anchors_name_nobody_whom_a_probe_names(facts: tuple[Fact, ...]) -> None:
     replay = replay_of(WORLD, facts)
     named = "\n".join(
         item.understand.text
         for fact in facts
         for item in (fact.edit, *fact.reworded, *fact.neighbours, *fact.derived)
     )
+    everyone = {lesson.about for lesson in WORLD.rehearsal()}
     assert replay
     assert all(lesson.about not in named for lesson in replay)
-    assert {lesson.about for lesson in WORLD.rehearsal()} > {lesson.about for lesson in replay}
+    assert everyone > {lesson.about for lesson in replay}
+    anchors, asked = anchors_of(WORLD, facts), [name for name in everyone if name in named]
+    assert 0 < len(anchors) < len(WORLD.training_texts())
+    assert not any(name in text for name in asked for text in anchors)
+    assert set(anchors) <= set(WORLD.training_texts())
 
 
 def test_a_folder_of_pictures_stands_for_the_benchmarks_drawings(

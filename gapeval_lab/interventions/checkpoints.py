@@ -27,7 +27,7 @@ def training_key(
         shown = answer if isinstance(answer, str) else image_digest(answer)
         told.append((one.about, one.direction, one.example.prompt.digest, shown))
     shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}
-    text = json.dumps([settings.model_dump(mode="json"), seed, told, shapes])
+    text = json.dumps([settings.model_dump(mode="json"), seed, told, list(training.anchors), shapes])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

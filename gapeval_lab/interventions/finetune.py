@@ -91,8 +91,6 @@ class FineTune(TrainingSettings):
                     {name: weight},
                     loss=last_position if self.method == "ft_l" else umm.loss,
                     seed=seed,
-                    subjects=[fact.subject for fact in facts],
-                    texts=texts,
                     log=log,
                     training=training,
                     after_update=project,

@@ -120,8 +120,6 @@ class Lora(TrainingSettings):
                 trained,
                 loss=umm.loss,
                 seed=seed,
-                subjects=[fact.subject for fact in facts],
-                texts=texts,
                 log=log,
                 training=training,
             )

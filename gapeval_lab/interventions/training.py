@@ -46,7 +46,7 @@ class TrainingSettings(BaseModel):
         clip: largest norm of the gradient; None does not clip.
         replay: replayed lessons per lesson, added to each batch, with the same share of text.
         kl_factor: weight of the divergence of the answers' first token from the original model's, on
-            questions of the domain that name none of the facts' subjects.
+            questions of the domain that name nobody whom a probe asks about.
         kl_texts: how many such questions are used; each update takes `batch` of them.
         bf16: compute losses under bfloat16 autocast. Weights and updates stay as they are.
         gradient_checkpointing: recompute activations instead of keeping them.
@@ -158,20 +158,11 @@ class Anchor:
     over a batch of the questions.
     """
 
-    def __init__(
-        self,
-        umm: UMM,
-        texts: Sequence[str],
-        *,
-        subjects: Sequence[str],
-        settings: TrainingSettings,
-        seed: int,
-    ) -> None:
-        pool = [text for text in texts if not any(subject in text for subject in subjects)]
-        if not pool:
-            raise UserError("kl_factor: there are no questions without the facts' subjects; set it to 0")
-        order = _order(len(pool), f"{seed}/anchor")
-        self._texts = [pool[i] for i in order[: settings.kl_texts]]
+    def __init__(self, umm: UMM, texts: Sequence[str], *, settings: TrainingSettings, seed: int) -> None:
+        if not texts:
+            raise UserError("kl_factor: there are no questions that no probe asks about; set it to 0")
+        order = _order(len(texts), f"{seed}/anchor")
+        self._texts = [texts[i] for i in order[: settings.kl_texts]]
         self._backbone = umm.backbone()
         self._size = min(settings.batch, len(self._texts))
         self._original = []
@@ -199,8 +190,6 @@ def train(
     *,
     loss: Loss,
     seed: int,
-    subjects: Sequence[str],
-    texts: Sequence[str],
     log: Log,
     training: Training | None,
     after_update: Callable[[], None] = lambda: None,
@@ -213,10 +202,8 @@ def train(
         parameters: what is trained, by name.
         loss: of examples of one direction.
         seed: order of lessons, dropout.
-        subjects: of the facts; questions that name one are no anchors.
-        texts: questions of the domain, for the anchor.
         log: takes `train/loss` and, where there is one, `train/kl`, a point per update.
-        training: lessons, replay, folder, watch.
+        training: lessons, replay, anchors, folder, watch.
         after_update: called after each update; may move the parameters (a projection).
 
     Raises:
@@ -226,7 +213,7 @@ def train(
     chosen = pools(settings, given)
     anchor = None
     if settings.kl_factor:
-        anchor = Anchor(umm, texts, subjects=subjects, settings=settings, seed=seed)
+        anchor = Anchor(umm, given.anchors, settings=settings, seed=seed)
     optimiser = _optimiser(settings, list(parameters.values()))
     state = Checkpoint(
         given.folder,
