@@ -12,7 +12,8 @@ from gapeval_lab import __version__, registry
 from gapeval_lab.delta import fingerprint
 from gapeval_lab.errors import UserError
 from gapeval_lab.evaluate import select
-from gapeval_lab.facts import facts_hash, read_facts
+from gapeval_lab.fact_files import read_fact_file
+from gapeval_lab.facts import facts_hash
 from gapeval_lab.interfaces import UMM, Benchmark, Intervention, Judge, Lesson, Side, side_of
 from gapeval_lab.items import Fact, Item, image_digest, items_digest
 from gapeval_lab.lessons import lessons_of
@@ -21,11 +22,15 @@ from gapeval_lab.recipe import FactsNode, LoadedRecipe, Node, Recipe
 
 @dataclass(frozen=True)
 class Stage:
-    """One intervention of a recipe, with what it is to write and what it may train on."""
+    """One intervention of a recipe, with what it is to write and what it may train on.
+
+    `left_out` names the flawed entries of the fact file that the recipe skips.
+    """
 
     facts: tuple[Fact, ...]
     intervention: Intervention
     lessons: list[Lesson] = field(default_factory=list)
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass
@@ -134,12 +139,20 @@ def stages_of(recipe: Recipe, benchmark: Benchmark) -> list[Stage]:
 
 
 def _stage(chosen: FactsNode, node: Node, benchmark: Benchmark) -> Stage:
-    facts = read_facts(chosen.file, split=chosen.split, count=chosen.count)
+    facts, left_out = read_fact_file(
+        chosen.file,
+        format=chosen.format,
+        split=chosen.split,
+        count=chosen.count,
+        draw=chosen.draw,
+        flawed=chosen.flawed,
+    )
     intervention: Intervention = registry.build("interventions", node.use, settings=node.settings)
     if intervention.kind != "inject":
-        return Stage(facts, intervention)
+        return Stage(facts, intervention, left_out=left_out)
     folder = None if chosen.pictures is None else Path(chosen.pictures)
-    return Stage(facts, intervention, lessons_of(facts, benchmark, items=benchmark.items(), pictures=folder))
+    lessons = lessons_of(facts, benchmark, items=benchmark.items(), pictures=folder)
+    return Stage(facts, intervention, lessons, left_out)
 
 
 def chosen_items(recipe: Recipe, benchmark: Benchmark) -> list[Item]:

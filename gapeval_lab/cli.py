@@ -171,7 +171,9 @@ def validate(
         recipe = load(name).recipe
         stages = stages_of(recipe, recipe.build("benchmark"))
         counts = " + ".join(str(len(stage.facts)) for stage in stages)
-        print(f"{name}: valid" + (f", {counts} facts" if stages else ""))
+        skipped = sum(len(stage.left_out) for stage in stages)
+        flawed = f" ({skipped} flawed entries left out)" if skipped else ""
+        print(f"{name}: valid" + (f", {counts} facts{flawed}" if stages else ""))
 
 
 @app.command()

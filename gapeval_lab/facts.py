@@ -109,7 +109,8 @@ def parse_facts(text: str, *, source: str) -> tuple[Fact, ...]:
             ]
         else:
             problems += [f"line {number}: {problem}" for problem in found]
-    problems += _conflicts(lines)
+    placed = [(f"line {number}", line) for number, line in lines]
+    problems += [f"{placed[index][0]}: {problem}" for index, problem in conflicts(placed)]
     if problems:
         raise UserError("\n  ".join([f"{source}: {len(problems)} to mend", *problems]))
     return tuple(_fact(line) for _, line in lines)
@@ -143,8 +144,12 @@ def facts_hash(facts: Sequence[Fact]) -> str:
     return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys stand once each."""
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys stand once each: an `object_pairs_hook`.
+
+    Raises:
+        ValueError: a key stands twice.
+    """
     twice = [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
     if twice:
         raise ValueError(f"key '{twice[0]}' stands twice in one object; keep one of them")
@@ -154,7 +159,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _parse_line(row: str) -> _Line | list[str]:
     """The line, or what is wrong with it."""
     try:
-        data = json.loads(row, object_pairs_hook=_unique)
+        data = json.loads(row, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         return [f"not valid JSON: {error.msg} (column {error.colno})"]
     except ValueError as error:
@@ -182,20 +187,30 @@ def _subject_problems(line: _Line) -> list[str]:
     ]
 
 
-def _conflicts(lines: Sequence[tuple[int, _Line]]) -> list[str]:
-    """Ids that stand twice, and facts that cannot both be true."""
-    problems: list[str] = []
+def conflicts(found: Sequence[tuple[str, _Line | Fact]]) -> list[tuple[int, str]]:
+    """Ids that stand twice, and facts that cannot both be true.
+
+    Args:
+        found: each fact with its place in the file, in the words of messages ("line 3").
+
+    Returns:
+        The index of each later one, with what is wrong.
+    """
+    problems: list[tuple[int, str]] = []
     ids: dict[str, int] = {}
-    targets: dict[tuple[str, str], tuple[int, str]] = {}
-    for number, line in lines:
-        first = ids.setdefault(line.id, number)
-        if first != number:
-            problems.append(f"line {number}: id: '{line.id}' stands in line {first} already; choose another")
-        where, target = targets.setdefault((line.subject, line.relation), (number, line.target_new))
-        if target != line.target_new:
+    targets: dict[tuple[str, str], int] = {}
+    for index, (_, fact) in enumerate(found):
+        place = found[ids.setdefault(fact.id, index)][0]
+        if ids[fact.id] != index:
+            problems.append((index, f"id: '{fact.id}' stands in {place} already; choose another"))
+        place, first = found[targets.setdefault((fact.subject, fact.relation), index)]
+        if first.target_new != fact.target_new:
             problems.append(
-                f"line {number}: target_new: the {line.relation} of '{line.subject}' is to become "
-                f"'{line.target_new}', but '{target}' in line {where}; keep one of them"
+                (
+                    index,
+                    f"target_new: the {fact.relation} of '{fact.subject}' is to become "
+                    f"'{fact.target_new}', but '{first.target_new}' in {place}; keep one of them",
+                )
             )
     return problems
 

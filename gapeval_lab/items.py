@@ -140,8 +140,8 @@ class Fact:
     and `derived` accept what is right AFTER the edit; `neighbours` accept what is right anyway.
 
     Attributes:
-        subject: the words whose last token carries the fact; stands in every text of `edit`
-            and `reworded`.
+        subject: the words whose last token carries the fact; stands in every understanding prompt
+            of `edit` and `reworded`.
         relation: name of the relation ("colour").
         target_true: the answer before the edit.
         target_new: the answer wanted after it.

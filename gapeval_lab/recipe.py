@@ -63,12 +63,15 @@ class FactsNode(_Strict):
     """Which facts are written: of a file's split, the first `count` (None: all).
 
     `pictures` is a folder of pictures with captions (`metadata.jsonl`) that interventions are shown
-    instead of the benchmark's own drawings.
+    instead of the benchmark's own drawings. `format`, `draw` and `flawed`: see fact_files.py.
     """
 
     file: Text
+    format: Literal["lines", "counterfact", "zsre", "knowedit", "unike", "easyedit"] = "lines"
     split: Text = "test"
     count: Annotated[int, Field(ge=1)] | None = None
+    draw: Text | None = None
+    flawed: Literal["refuse", "skip"] = "refuse"
     pictures: Text | None = None
 
 

@@ -35,6 +35,9 @@ COLOURS: Final[Mapping[str, tuple[int, int, int]]] = {
 }
 BACKGROUND: Final = (255, 255, 255)
 
+TARGETS: Final = frozenset({"grid", "things", "colour", "shape", "count"})
+"""The keys of an item's target that a scene can be held against, or be drawn from."""
+
 _BITMAPS: Final[Mapping[str, tuple[str, ...]]] = {
     "triangle": (
         ".....##.....",

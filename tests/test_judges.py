@@ -9,7 +9,7 @@ from gapeval_lab.items import Direction, Item, Prompt, Response
 from gapeval_lab.judges.exact import Exact, normalise, shows
 from gapeval_lab.judges.vision import read_picture
 from gapeval_lab.models.janus import Janus
-from gapeval_lab.scene import CELLS, EVERY_THING, Scene, Thing, near_miss, render, scatter
+from gapeval_lab.scene import CELLS, EVERY_THING, TARGETS, Scene, Thing, near_miss, render, scatter
 
 COUNT = 2000
 
@@ -97,6 +97,23 @@ def test_targets(target: dict[str, object], good: list[str], bad: list[str]) -> 
 def test_an_unknown_kind_of_target_is_an_error() -> None:
     with pytest.raises(ValueError, match="unknown kind"):
         shows(Scene.of({}), {"size": 3})
+
+
+def test_the_kinds_of_targets_are_those_that_are_read() -> None:
+    values = {"grid": [None] * CELLS, "things": {}, "colour": "red", "shape": "ring", "count": 0}
+    assert set(values) == TARGETS
+    for kind, value in values.items():
+        shows(Scene.of({}), {kind: value})
+
+
+@pytest.mark.parametrize("target", [{}, {"text": "a red ring"}, {"text": "red", "question": "Which?"}])
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_picture_with_another_kind_of_target_is_not_scored(target: dict[str, str], readable: bool) -> None:
+    image = render(Scene.of({0: Thing("red", "ring")})) if readable else Image.new("RGB", (48, 48), "red")
+    item = Item("i", "c", "s", Prompt("?"), Prompt("!"), ("x",), target)
+    (verdict,) = Exact()([(item, Response("i", Direction.GENERATION, image=image))])
+    assert verdict.correct is None
+    assert "reads no such target" in verdict.reason
 
 
 def test_texts_are_compared_by_words_alone() -> None:

@@ -116,7 +116,15 @@ def test_defaults_of_plug_ins_stand_in_the_resolved_recipe():
         },
         "benchmark": {"use": "world", "version": 1},
         "judge": {"use": "exact"},
-        "facts": {"file": "facts/x.jsonl", "split": "test", "count": None, "pictures": None},
+        "facts": {
+            "file": "facts/x.jsonl",
+            "format": "lines",
+            "split": "test",
+            "count": None,
+            "draw": None,
+            "flawed": "refuse",
+            "pictures": None,
+        },
         "intervention": {
             "use": "edit",
             "layer": 2,

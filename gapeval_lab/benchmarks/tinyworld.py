@@ -28,7 +28,7 @@ from gapeval_lab.benchmarks.tinyworld_tasks import (
 )
 from gapeval_lab.interfaces import Lesson
 from gapeval_lab.items import Direction, Example, Item, Prompt, items_digest
-from gapeval_lab.scene import render
+from gapeval_lab.scene import TARGETS, render
 
 PER_CATEGORY = 480
 
@@ -66,8 +66,8 @@ class TinyWorld(BaseModel):
         return list(_rehearsal())
 
     def illustrate(self, target: Mapping[str, Any]) -> Image.Image | None:
-        """A picture that the target accepts, always the same one."""
-        return render(draw_target(target))
+        """A picture that the target accepts, always the same one; None for targets of other kinds."""
+        return render(draw_target(target)) if TARGETS & target.keys() else None
 
     def content_hash(self) -> str:
         """SHA-256 over every item's content."""

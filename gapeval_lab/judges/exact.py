@@ -6,6 +6,7 @@ An item's `target` says what a right picture must show:
     {"colour": c}                   at least one thing, and every thing of this colour;
     {"shape": s}                    at least one thing, and every thing of this shape;
     {"count": n}                    exactly n things.
+A picture whose target is of another kind, such as a text, is not scored.
 """
 
 import re
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from gapeval_lab.items import Direction, Item, Response, Verdict
 from gapeval_lab.judges.vision import read_picture
-from gapeval_lab.scene import Scene
+from gapeval_lab.scene import TARGETS, Scene
 
 _ARTICLES = {"a", "an", "the"}
 
@@ -78,6 +79,9 @@ class Exact(BaseModel):
     def _picture(self, item: Item, response: Response) -> Verdict:
         if response.image is None:
             return Verdict(item.id, response.direction, None, "no picture")
+        if not TARGETS & item.target.keys():
+            kind = ", ".join(item.target) or "empty"
+            return Verdict(item.id, response.direction, None, f"this judge reads no such target: {kind}")
         reading = read_picture(response.image)
         if reading.scene is None:
             return Verdict(item.id, response.direction, False, f"unreadable: {reading.problem}")
