@@ -119,6 +119,19 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """A batch of drawing prompts with the pictures they are to give.
+
+    Attributes:
+        prompt: the prompts as the model is really asked them; no labels.
+        codes: (batch, codes) the pictures, in the words of the model's own image tokenizer.
+    """
+
+    prompt: Encoded
+    codes: Tensor
+
+
+@dataclass(frozen=True)
 class Backbone:
     """The language trunk of a UMM, laid open for interventions.
 
@@ -130,6 +143,9 @@ class Backbone:
             appended as the model would answer it.
         logits: Encoded -> (batch, length, vocabulary) next-token logits, differentiable.
         tokenizer: the tokenizer itself, for engines that bring their own code.
+        encode_drawings: (prompts, pictures) -> Drawing; None where the trunk draws nothing.
+        drawing_loss: Drawing -> (batch,) nats, teacher-forced, differentiable. One sequence per row, in
+            order: the prompt's positions, then the codes', so that positions in the prompt hold.
     """
 
     root: nn.Module
@@ -138,6 +154,8 @@ class Backbone:
     encode: Callable[[Sequence[str], Sequence[str] | None], Encoded]
     logits: Callable[[Encoded], Tensor]
     tokenizer: Any
+    encode_drawings: Callable[[Sequence[str], Sequence[Image.Image]], Drawing] | None = None
+    drawing_loss: Callable[[Drawing], Tensor] | None = None
 
 
 @runtime_checkable

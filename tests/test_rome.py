@@ -47,7 +47,7 @@ def passed(umm: TinyUMM, items: tuple[Item, ...]) -> float:
 
 def settings(method: Rome) -> ValueSettings:
     names = [field.name for field in dataclasses.fields(ValueSettings)]
-    return ValueSettings(**{name: getattr(method, name) for name in names})
+    return ValueSettings(**{name: getattr(method, name) for name in names if hasattr(method, name)})
 
 
 def request(one: Fact, method: Rome, texts: Sequence[str] = TEXTS) -> ValueRequest:
@@ -65,7 +65,7 @@ def find_values(umm: TinyUMM, requests: list[ValueRequest], method: Rome, **othe
     backbone = others.pop("backbone", None) or umm.backbone()
     with left_as_found(umm.model):
         return optimise_values(
-            backbone, requests, site=method.site, layer=method.layer, settings=settings(method), **others
+            backbone, requests, sites=[method.site], layer=method.layer, settings=settings(method), **others
         )
 
 

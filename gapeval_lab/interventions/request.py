@@ -9,18 +9,23 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gapeval_lab.items import Fact
+from gapeval_lab.interfaces import Lesson
+from gapeval_lab.items import Direction, Example, Fact
 
 
 @dataclass(frozen=True)
 class ValueRequest:
-    """One fact to find a value for: the questions that carry it and the prompts that must not move."""
+    """One fact to find a value for: the questions that carry it and the prompts that must not move.
+
+    `drawings` are its drawing prompts with the pictures wanted.
+    """
 
     fact_id: str
     subject: str
     target: str
     contexts: tuple[str, ...]
     essence: tuple[str, ...]
+    drawings: tuple[Example, ...] = ()
 
 
 def value_request(
@@ -31,6 +36,8 @@ def value_request(
     contexts: int,
     context_words: int,
     essence: Sequence[str],
+    lessons: Sequence[Lesson] = (),
+    drawings: int = 1,
 ) -> ValueRequest:
     """The contexts of a fact: its edit wording alone, then behind the ends of other questions.
 
@@ -45,6 +52,8 @@ def value_request(
         context_words: a prefix is the last so many words of a text, its end included.
         essence: templates of p' with `{subject}` in them; one that names the fact's relation is left
             out, since what it asks is meant to change.
+        lessons: where the fact's pictures are found; the edit wording's comes first.
+        drawings: so many of them at most.
     """
     fragments = dict.fromkeys(
         " ".join(text.split()[-context_words:]) for text in texts if fact.subject not in text
@@ -52,6 +61,12 @@ def value_request(
     pool = [fragment for fragment in fragments if fragment]
     drawn = random.Random(f"{seed}/{fact.id}").sample(pool, min(contexts, len(pool)))
     question = fact.edit.understand.text
+    pictured = [
+        lesson.example
+        for lesson in lessons
+        if lesson.about == fact.id and lesson.direction is Direction.GENERATION
+    ]
+    pictured.sort(key=lambda example: example.prompt.text != fact.edit.generate.text)
     return ValueRequest(
         fact_id=fact.id,
         subject=fact.subject,
@@ -62,4 +77,5 @@ def value_request(
             for template in essence
             if fact.relation not in template
         ),
+        drawings=tuple(pictured[:drawings]),
     )

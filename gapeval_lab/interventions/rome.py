@@ -31,11 +31,8 @@ from gapeval_lab.interventions.lookup import FactToken, token_positions
 from gapeval_lab.interventions.moments import SecondMoment, second_moment
 from gapeval_lab.interventions.request import ValueRequest, value_request
 from gapeval_lab.interventions.trace import inputs_at, left_as_found, linear_weight
-from gapeval_lab.interventions.values import (
-    KlOrder,
-    ValueSettings,
-    optimise_values,
-)
+from gapeval_lab.interventions.value_rows import KlOrder
+from gapeval_lab.interventions.values import ValueSettings, optimise_values
 from gapeval_lab.items import Fact
 
 
@@ -176,7 +173,7 @@ class Rome(BaseModel):
         right = update_direction(key, moment, ridge=self.ridge)
         reach = [right / (right @ key)] if self.value_at == "everywhere" else None
         (value,) = optimise_values(
-            backbone, [request], site=self.site, layer=self.layer, settings=settings, reach=reach
+            backbone, [request], sites=[self.site], layer=self.layer, settings=settings, reach=reach
         )
         left = value.delta.cpu().double() / (right @ key)
         weight = linear_weight(backbone.root, path).detach()

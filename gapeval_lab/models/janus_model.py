@@ -19,7 +19,7 @@ from transformers import AutoProcessor, JanusForConditionalGeneration
 from transformers.utils import logging as library_logging
 
 from gapeval_lab.errors import UserError
-from gapeval_lab.interfaces import Backbone, Encoded, Sites
+from gapeval_lab.interfaces import Backbone, Drawing, Encoded, Sites
 from gapeval_lab.items import Direction, Example, Prompt
 from gapeval_lab.models.checkpoint import check_checkpoint, find_checkpoint, unusable
 from gapeval_lab.models.janus import Janus
@@ -167,7 +167,10 @@ class LoadedJanus:
     ) -> Tensor:
         """Losses of picture answers."""
         ids, mask = self.layout.padded([one.ids for one in asked])
-        codes = self.layout.codes(answers)
+        return self._codes_loss(ids, mask, pictures, self.layout.codes(answers))
+
+    def _codes_loss(self, ids: Tensor, mask: Tensor, pictures: Sequence[Tensor], codes: Tensor) -> Tensor:
+        """Losses of codes after padded prompts: (batch,)."""
         drawn = self.model.prepare_embeddings_for_image_generation(codes[:, :-1])
         embeddings = torch.cat([self.layout.embed(ids, pictures), drawn], dim=1)
         states = self._states(embeddings, torch.cat([mask, torch.ones_like(codes[:, :-1])], dim=1))
@@ -194,6 +197,10 @@ class LoadedJanus:
             encode=self._encode,
             logits=self._logits,
             tokenizer=self.processor.tokenizer,
+            encode_drawings=self._encode_drawings,
+            drawing_loss=lambda drawing: self._codes_loss(
+                drawing.prompt.input_ids, drawing.prompt.attention_mask, [], drawing.codes
+            ),
         )
 
     def _encode(self, questions: Sequence[str], targets: Sequence[str] | None) -> Encoded:
@@ -210,6 +217,14 @@ class LoadedJanus:
             labels[row, start:] = ids[row, start:]
             offsets.append([(0, 0)] * padding + one.spans)
         return Encoded(ids, mask, labels, [one.text for one in whole], offsets)
+
+    def _encode_drawings(self, prompts: Sequence[str], pictures: Sequence[Image.Image]) -> Drawing:
+        asked = self.layout.ask([Prompt(prompt) for prompt in prompts], Direction.GENERATION)
+        ids, mask = self.layout.padded([one.ids for one in asked])
+        offsets = [[(0, 0)] * (ids.shape[1] - len(one.ids)) + one.spans for one in asked]
+        texts = [one.text for one in asked]
+        prompt = Encoded(ids, mask, torch.full_like(ids, -100), texts, offsets)
+        return Drawing(prompt, self.layout.codes(pictures))
 
     def _logits(self, encoded: Encoded) -> Tensor:
         mask = encoded.attention_mask
