@@ -14,7 +14,7 @@ from gapeval_lab.errors import UserError
 from gapeval_lab.evaluate import select
 from gapeval_lab.fact_files import read_fact_file
 from gapeval_lab.facts import facts_hash
-from gapeval_lab.interfaces import UMM, Benchmark, Intervention, Judge, Lesson, Side, side_of
+from gapeval_lab.interfaces import UMM, Benchmark, Intervention, Judge, Lesson, ReadsFiles, Side, side_of
 from gapeval_lab.items import Fact, Item, image_digest, items_digest
 from gapeval_lab.lessons import lessons_of
 from gapeval_lab.recipe import FactsNode, LoadedRecipe, Node, Recipe
@@ -82,12 +82,18 @@ class Bench:
             for lesson in stage.lessons
             if not isinstance(lesson.example.answer, str)
         ]
+        read = [
+            stage.intervention.content_hash()
+            for stage in self.stages
+            if isinstance(stage.intervention, ReadsFiles)
+        ]
         parts = [
             self.loaded.hash,
             self.weights,
             self.data_hash,
             hash_of_facts(self.facts),
             [image_digest(picture) for picture in drawn],
+            read,
             __version__,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]

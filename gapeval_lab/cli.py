@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from gapeval_lab.cli_delta import app as delta_app
 from gapeval_lab.errors import SafetyError, UserError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(delta_app, name="delta")
 
 RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="Name or path of a recipe.")]
 Overrides = Annotated[

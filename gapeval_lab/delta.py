@@ -11,119 +11,25 @@ names from the root module, and nothing of facts, methods or models.
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeAlias
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from gapeval_lab.delta_file import FORMAT, Origin, metadata, read_head
+from gapeval_lab.delta_terms import Dense, LowRank, Term
 from gapeval_lab.errors import UserError
 from gapeval_lab.files import write_bytes
 
-FORMAT = "gapeval-lab-delta-1"
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """A float32 copy on the CPU that nobody else can change."""
-    return tensor.detach().to(device="cpu", dtype=torch.float32, copy=True).contiguous()
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """dW = up @ down, kept as its factors (copied, float32, on the CPU).
-
-    Attributes:
-        up: (rows, rank).
-        down: (rank, columns).
-    """
-
-    up: Tensor
-    down: Tensor
-
-    def __post_init__(self) -> None:
-        if self.up.dim() != 2 or self.down.dim() != 2 or self.up.shape[1] != self.down.shape[0]:
-            raise ValueError(f"not factors of a matrix: {tuple(self.up.shape)}, {tuple(self.down.shape)}")
-        object.__setattr__(self, "up", _own(self.up))
-        object.__setattr__(self, "down", _own(self.down))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(rows, columns) of dW."""
-        return (self.up.shape[0], self.down.shape[1])
-
-    @property
-    def parts(self) -> dict[str, Tensor]:
-        """The stored tensors by name."""
-        return {"up": self.up, "down": self.down}
-
-    def dense(self, device: torch.device | str = "cpu") -> Tensor:
-        """dW, float32."""
-        return self.up.to(device) @ self.down.to(device)
-
-    def scaled(self, factor: float) -> LowRank:
-        """factor * dW."""
-        return LowRank(self.up * factor, self.down)
-
-    def norm(self) -> float:
-        """|dW|_F. With up = Q R it is |R down|_F, which needs no matrix of dW's size."""
-        up, down = self.up.double(), self.down.double()
-        if 0 < up.shape[1] < up.shape[0]:
-            up = torch.linalg.qr(up, mode="r").R
-        return float(torch.linalg.matrix_norm(up @ down))
-
-    def random(self, generator: torch.Generator) -> LowRank:
-        """Gaussian factors of the same shapes, not scaled."""
-        return LowRank(
-            torch.randn(self.up.shape, generator=generator),
-            torch.randn(self.down.shape, generator=generator),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Dense:
-    """dW itself (copied, float32, on the CPU)."""
-
-    value: Tensor
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "value", _own(self.value))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of dW."""
-        return tuple(self.value.shape)
-
-    @property
-    def parts(self) -> dict[str, Tensor]:
-        """The stored tensor by name."""
-        return {"dense": self.value}
-
-    def dense(self, device: torch.device | str = "cpu") -> Tensor:
-        """dW, float32."""
-        return self.value.to(device)
-
-    def scaled(self, factor: float) -> Dense:
-        """factor * dW."""
-        return Dense(self.value * factor)
-
-    def norm(self) -> float:
-        """|dW|_F."""
-        return float(self.value.double().norm())
-
-    def random(self, generator: torch.Generator) -> Dense:
-        """A Gaussian tensor of the same shape, not scaled."""
-        return Dense(torch.randn(self.value.shape, generator=generator))
-
-
-Term: TypeAlias = LowRank | Dense
+__all__ = ["Dense", "LowRank", "Term", "WeightDelta", "fingerprint", "placebo"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +64,10 @@ class WeightDelta:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over names, shapes and bits of all terms."""
+        """The delta's address: SHA-256 over names, kinds, shapes and bits of all terms.
+
+        The same in any process, and for every file that holds this delta.
+        """
         result = hashlib.sha256(FORMAT.encode())
         for name, term in self.terms.items():
             for part, tensor in term.parts.items():
@@ -170,6 +79,10 @@ class WeightDelta:
         """Parameter -> Frobenius norm of its term."""
         return {name: term.norm() for name, term in self.terms.items()}
 
+    def norm(self) -> float:
+        """Frobenius norm over all parameters."""
+        return math.hypot(*self.norms().values())
+
     def scaled(self, factor: float) -> WeightDelta:
         """Every term times `factor`."""
         return WeightDelta({name: term.scaled(factor) for name, term in self.terms.items()})
@@ -178,7 +91,8 @@ class WeightDelta:
         """Both at once: terms of one parameter add up; low-rank ones stay low-rank.
 
         Summed in float32 and cast once, which in 16-bit weights may differ by a rounding from
-        applying one inside the other.
+        applying one inside the other. Addition: the order changes roundings and the order of the
+        factors (so the address), nothing else.
 
         Raises:
             UserError: two terms of one parameter differ in shape.
@@ -210,8 +124,21 @@ class WeightDelta:
             for _, parameter, before in saved:
                 _write(parameter, before)
 
-    def save(self, path: Path) -> Path:
-        """Write as safetensors, atomically: keys `<parameter>:up`, `:down` or `:dense`; returns the path.
+    def check(self, root: nn.Module) -> None:
+        """Refuse a model that this delta does not fit; changes nothing.
+
+        Raises:
+            UserError: with every name, shape and dtype that does not fit, or a number is not finite.
+        """
+        self._require_finite()
+        self._fit(root)
+
+    def save(self, path: Path, *, origin: Origin | None = None) -> Path:
+        """Write as safetensors, atomically, see `delta_file`; returns the path.
+
+        Args:
+            path: the file.
+            origin: kept in the file's head.
 
         Raises:
             UserError: the place cannot be written, or a number is not finite.
@@ -222,9 +149,8 @@ class WeightDelta:
             for name, term in self.terms.items()
             for part, tensor in term.parts.items()
         }
-        # One metadata entry: with several, the order in the file would change from run to run.
-        note = json.dumps({"format": FORMAT, "digest": self.digest}, sort_keys=True)
-        write_bytes(path, to_safetensors(tensors, metadata={"gapeval_lab": note}))
+        head = metadata(self.digest, norm=self.norm(), origin=origin or Origin())
+        write_bytes(path, to_safetensors(tensors, metadata=head))
         return path
 
     @staticmethod
@@ -234,16 +160,11 @@ class WeightDelta:
         Raises:
             UserError: no such file, not a delta, or its content does not have the digest in its head.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                note = json.loads((file.metadata() or {}).get("gapeval_lab", "{}"))
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"delta: cannot read {path} ({error}); give a file that save() wrote") from None
-        if note.get("format") != FORMAT:
-            raise UserError(f"delta: {path} is no weight delta of this version ({FORMAT}); make it again")
+        head = read_head(path)
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         delta = WeightDelta(_terms(tensors))
-        if delta.digest != note.get("digest"):
+        if delta.digest != head.address:
             raise UserError(f"delta: the content of {path} does not match its digest; make it again")
         return delta
 

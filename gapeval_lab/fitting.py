@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from gapeval_lab.bench import Bench, Stage
 from gapeval_lab.delta import WeightDelta
+from gapeval_lab.delta_file import Origin
 from gapeval_lab.emergence import Recorder
 from gapeval_lab.files import write_text
-from gapeval_lab.interfaces import CHECKPOINT, Training
+from gapeval_lab.interfaces import CHECKPOINT, Training, side_of
 from gapeval_lab.lessons import anchors_of, replay_of
 from gapeval_lab.outcome import Emergence
 
@@ -89,7 +90,7 @@ def fit_stage(
             ),
         )
         write_text(kept, json.dumps(curves))
-        delta.save(file)
+        delta.save(file, origin=Origin(bench.weights, side_of(stage.intervention.direction)))
     return Fitted(
         delta=delta,
         curves=curves,

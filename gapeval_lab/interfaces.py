@@ -187,6 +187,15 @@ class UMM(Protocol):
 
 
 @runtime_checkable
+class Savable(Protocol):
+    """A UMM that can also be written to disk."""
+
+    def save(self, folder: Path) -> None:
+        """Write the weights as they are now, and what is needed to load them, into an empty folder."""
+        ...
+
+
+@runtime_checkable
 class Benchmark(Protocol):
     """A set of items with a name, a version and a content hash."""
 
@@ -277,5 +286,18 @@ class Intervention(Protocol):
             cache: where statistics of the model may be kept, keyed by content; None: a place of the
                 intervention's own choice.
             training: examples and services for interventions that train; others leave it alone.
+        """
+        ...
+
+
+@runtime_checkable
+class ReadsFiles(Protocol):
+    """An intervention whose settings name files: another content is another run."""
+
+    def content_hash(self) -> str:
+        """A hash of everything that it reads.
+
+        Raises:
+            UserError: a file cannot be read.
         """
         ...

@@ -4,6 +4,7 @@ Holds plain values only: reports read an Outcome, never a live model. Pictures l
 under `pictures/<phase>/<item id>.png`.
 """
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,7 +169,9 @@ class Outcome(Record):
     identity_shift: ShiftReport | None
     quality: EditQuality | None
     delta_file: str | None
+    delta_address: str | None = None  # `WeightDelta.digest` of the whole change
     delta_norms: dict[str, float]  # parameter -> Frobenius norm of its term
+    delta_spectrum: dict[str, list[float]] = {}  # parameter -> leading singular values; wide dense ones lack
     stages: list[Stage] = []  # of a recipe with several interventions
     kept_before: list[dict[Literal["text", "image"], float | None]] = []  # `Stage.kept`, before everything
     merge_error: float | None = None  # what rounding to the weights' type lost, as a share of the delta
@@ -184,6 +187,18 @@ class Outcome(Record):
         found = {"emergence": self.emergence}
         found |= {f"emergence/{n}": stage.emergence for n, stage in enumerate(self.stages, start=1)}
         return {name: emergence for name, emergence in found.items() if emergence is not None}
+
+    def delta_norm(self) -> float:
+        """Frobenius norm of the whole change."""
+        return math.hypot(*self.delta_norms.values())
+
+    def stable_ranks(self) -> dict[str, float]:
+        """Parameter -> |dW|_F^2 / s_1^2 of its term; those that are 0 or have no spectrum are left out."""
+        return {
+            name: (self.delta_norms[name] / values[0]) ** 2
+            for name, values in self.delta_spectrum.items()
+            if values and values[0] and name in self.delta_norms
+        }
 
     def save(self, folder: Path) -> Path:
         """Write `outcome.json` into the folder, atomically; returns its path."""

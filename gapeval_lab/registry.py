@@ -27,6 +27,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
             "finetune": "gapeval_lab.interventions.finetune:FineTune",
             "lora": "gapeval_lab.interventions.lora:Lora",
             "rome": "gapeval_lab.interventions.rome:Rome",
+            "saved": "gapeval_lab.interventions.saved:Saved",
         },
     }
 )

@@ -15,6 +15,8 @@ from typing import Any
 
 from gapeval_lab.bench import Bench, hash_of_facts
 from gapeval_lab.delta import WeightDelta, fingerprint, placebo
+from gapeval_lab.delta_file import Origin, Part
+from gapeval_lab.delta_measures import spectrum
 from gapeval_lab.errors import SafetyError
 from gapeval_lab.evaluate import Evaluation, ResponseStore, evaluate, store_key
 from gapeval_lab.files import write_text
@@ -36,6 +38,7 @@ OnProgress = Callable[[str, int, int], None]
 """`on_progress(phase, done, total)`."""
 
 PLACEBO_SEED = 1  # added to the run's seed, so that the placebo is not drawn like the intervention
+WIDEST = 2048  # side of dense terms up to which singular values are logged
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,11 @@ class Runner:
                 states.append(self._measure(phase, self.work / phase.replace(" ", "-")))
             self._verify("reverting")
         if several:
-            total.save(self.work / DELTA)
+            parts = tuple(
+                Part(one.delta.digest, 1.0, f"intervention {n}") for n, one in enumerate(fitted, start=1)
+            )
+            origin = Origin(self.bench.weights, self.bench.direction, parts)
+            total.save(self.work / DELTA, origin=origin)
         controls = self.bench.loaded.recipe.controls
         identity = sham = None
         if controls.identity:
@@ -230,7 +237,9 @@ class Runner:
             identity_shift=self._shift(before, identity),
             quality=quality,
             delta_file=DELTA if fitted else None,
+            delta_address=delta.digest if fitted else None,
             delta_norms=delta.norms(),
+            delta_spectrum=spectrum(delta, widest=WIDEST),
             stages=stages,
             kept_before=kept_before,
             merge_error=rounding(delta, self.root) if fitted else None,

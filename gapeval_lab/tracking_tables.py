@@ -87,6 +87,10 @@ def _number(value: float | None) -> float | None:
     return None if value is None or value != value else round(value, ROUND)
 
 
+def _leading(value: float | None) -> float | None:
+    return None if value is None or value != value else float(f"{value:.{ROUND}g}")
+
+
 def category_shift(outcome: Outcome) -> Table:
     """Per category: the gap and both accuracies before and after, with intervals and p-values."""
     columns = (
@@ -176,11 +180,21 @@ def facts(outcome: Outcome) -> Table | None:
 
 
 def norms(outcome: Outcome) -> Table | None:
-    """Frobenius norm of the change of every parameter; None where nothing was changed."""
+    """Of the change of every parameter: Frobenius norm, stable rank, leading singular values.
+
+    None where nothing was changed. Numbers have their leading digits: singular values fall fast.
+    """
     if not outcome.delta_norms:
         return None
-    rows = [[name, _number(norm)] for name, norm in sorted(outcome.delta_norms.items())]
-    return Table("6_delta_norms", ("parameter", "norm"), rows)
+    stable, spectra = outcome.stable_ranks(), outcome.delta_spectrum
+    width = max((len(values) for values in spectra.values()), default=0)
+    rows: list[list[Any]] = []
+    for name, norm in sorted(outcome.delta_norms.items()):
+        values: list[float | None] = [*spectra.get(name, [])]
+        values += [None] * (width - len(values))
+        rows.append([name, *map(_leading, (norm, stable.get(name), *values))])
+    columns = ("parameter", "norm", "stable_rank", *(f"s{n}" for n in range(1, width + 1)))
+    return Table("6_delta_norms", columns, rows)
 
 
 def retention(outcome: Outcome) -> Table | None:

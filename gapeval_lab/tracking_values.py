@@ -52,10 +52,12 @@ def short_target(categories: Sequence[str]) -> str:
 
 
 def main_knob(recipe: Mapping[str, Any]) -> str:
-    """The setting that people tell runs of one method apart by: 'r16', 'L2', 'L2-4', or nothing."""
+    """The setting that people tell runs of one method apart by: 'r16', 'L2', 'L2-4', 'x0.5', or nothing."""
     node = recipe.get("intervention")
     if not isinstance(node, Mapping):
         return ""
+    if node.get("use") == "saved":
+        return f"x{node.get('scale', 1.0):g}"
     if isinstance(node.get("rank"), int):
         return f"r{node['rank']}"
     if isinstance(node.get("layer"), int):
@@ -135,6 +137,7 @@ def params(outcome: Outcome) -> dict[str, str]:
         "data_hash": outcome.data_hash,
         "facts_hash": outcome.facts_hash or "",
         "weights_fingerprint": outcome.weights_fingerprint,
+        "delta_address": outcome.delta_address or "",
         "git_revision": outcome.git_revision or "",
         "overrides": " ".join(outcome.overrides),
         **{clean_key(f"versions.{name}"): version for name, version in outcome.versions.items()},
@@ -207,7 +210,11 @@ def scalars(outcome: Outcome) -> dict[str, float]:
         for side, levels in emergence.crossings.items():
             found |= {f"{family}/crosses_{level}/{side}": step for level, step in levels.items()}
         found |= {f"{family}/lag_{level}": lag for level, lag in emergence.lag.items()}
+    if outcome.delta_norms:
+        found["delta_norm/total"] = outcome.delta_norm()
     found |= {f"delta_norm/{site}": norm for site, norm in delta_norms(outcome.delta_norms).items()}
+    if ranks := outcome.stable_ranks():
+        found["delta_rank/stable_mean"] = fmean(ranks.values())
     found |= {f"time/{phase}": seconds for phase, seconds in outcome.seconds.items()}
     found["memory/peak_gib"] = outcome.peak_memory_gib
     return _rounded(found)

@@ -219,7 +219,9 @@ def make_outcome(
         identity_shift=None,
         quality=quality(),
         delta_file="delta.safetensors",
+        delta_address="78" * 32,
         delta_norms={f"model.layers.{layer}.mlp.down_proj.weight": 3.0 + layer for layer in (0, 1)},
+        delta_spectrum={"model.layers.0.mlp.down_proj.weight": [2.0, 5**0.5]},
         curves={f"loss/fact-{n}": [(step, 4.0 / (step + 1) + n) for step in range(10)] for n in (1, 2)},
         seconds={"before": 12.0, "fit": 3.0, "after": 12.5, "placebo": 12.5},
         peak_memory_gib=0.61,
@@ -267,6 +269,8 @@ def without_after(outcome: Outcome) -> Outcome:
             "target_categories": [],
             "facts": [],
             "curves": {},
+            "delta_address": None,
             "delta_norms": {},
+            "delta_spectrum": {},
         }
     )

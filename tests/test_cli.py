@@ -30,7 +30,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["ls"], ["ls", "models"], ["edit", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["ls"], ["ls", "models"], ["edit", "--help"], ["delta", "ls"]]
+)
 def test_quick_commands_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; from gapeval_lab import cli; sys.argv = ['gapeval-lab'] + sys.argv[1:]\n"

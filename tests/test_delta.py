@@ -1,5 +1,6 @@
 """WeightDelta: exact to the bit, whatever happens; stored and imitated faithfully."""
 
+import json
 import subprocess
 import sys
 
@@ -7,9 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
 from gapeval_lab.delta import Dense, LowRank, WeightDelta, fingerprint, placebo
+from gapeval_lab.delta_file import Origin, Part, read_head, require_weights
 from gapeval_lab.errors import UserError
 
 
@@ -346,8 +349,90 @@ def test_digest_sees_names_kinds_and_bits():
     assert len({variant.digest for variant in variants}) == len(variants)
 
 
+def test_the_digest_is_the_same_in_another_process_and_for_any_file(tmp_path):
+    """The address of a delta: a golden value, since stored deltas are found by it."""
+    path = WeightDelta({"w": LowRank(torch.ones(2, 1), torch.arange(3.0)[None])}).save(tmp_path / "delta")
+    program = f"from gapeval_lab.delta import *\nprint(WeightDelta.load({str(path)!r}).digest)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    address = "eedb6eecdba7a9ae78ca5aab4ba730f5c4572554e6f67b291e99bc44b4a9a27b"
+    assert done.stdout.strip() == WeightDelta.load(path).digest == read_head(path).address == address
+    again = WeightDelta.load(path).save(tmp_path / "other", origin=Origin("a" * 64, "text"))
+    assert again.read_bytes() != path.read_bytes()
+    assert WeightDelta.load(again).digest == address
+
+
+def test_the_head_says_what_the_file_holds(tmp_path):
+    delta = both_kinds().then(WeightDelta({"other.weight": low_rank(rank=5)}))
+    origin = Origin("ab" * 32, "image", (Part("cd" * 32, -0.5, "a run"),))
+    head = read_head(delta.save(tmp_path / "delta", origin=origin))
+    assert (head.address, head.origin) == (delta.digest, origin)
+    assert head.norm == pytest.approx(delta.norm(), rel=1e-5)
+    assert head.norm**2 == pytest.approx(sum(norm**2 for norm in delta.norms().values()), rel=1e-5)
+    assert {name: (term.shape, term.rank) for name, term in head.terms.items()} == {
+        "other.weight": ((6, 4), 5),
+        "up.bias": ((6,), None),
+        "up.weight": ((6, 4), 2),
+    }
+    assert head.ranks == "2 to 5, dense"
+    assert read_head(WeightDelta.zero().save(tmp_path / "zero")).ranks == "none"
+
+
+def test_a_file_without_an_origin_is_read_and_fits_all_weights(tmp_path):
+    """As files were written before they had one."""
+    tensors = {"w:dense": torch.ones(2)}
+    note = {"format": "gapeval-lab-delta-1", "digest": WeightDelta({"w": Dense(torch.ones(2))}).digest}
+    save_file(tensors, tmp_path / "delta", metadata={"gapeval_lab": json.dumps(note)})
+    head = read_head(tmp_path / "delta")
+    assert (head.origin, head.norm) == (Origin(), None)
+    require_weights(head, "any", path=tmp_path, fix="")
+    assert WeightDelta.load(tmp_path / "delta").digest == head.address
+
+
+@pytest.mark.parametrize(
+    ("note", "tensors"),
+    [
+        ("{", {"w:dense": torch.ones(2)}),
+        ("[]", {"w:dense": torch.ones(2)}),
+        ('{"format": "gapeval-lab-delta-2", "digest": "0"}', {"w:dense": torch.ones(2)}),
+        ('{"format": "gapeval-lab-delta-1"}', {"w:dense": torch.ones(2)}),
+        (
+            '{"format": "gapeval-lab-delta-1", "digest": "0", "origin": {"who": 1}}',
+            {"w:dense": torch.ones(2)},
+        ),
+        ('{"format": "gapeval-lab-delta-1", "digest": "0"}', {"w": torch.ones(2)}),
+        ('{"format": "gapeval-lab-delta-1", "digest": "0"}', {"w:up": torch.ones(2, 1)}),
+        ('{"format": "gapeval-lab-delta-1", "digest": "0"}', {"w:down": torch.ones(2, 1)}),
+        (
+            '{"format": "gapeval-lab-delta-1", "digest": "0"}',
+            {"w:up": torch.ones(2, 1), "w:down": torch.ones(2, 3)},
+        ),
+    ],
+)
+def test_a_head_that_is_none_is_one_message(note, tensors, tmp_path):
+    save_file(tensors, tmp_path / "delta", metadata={"gapeval_lab": note})
+    with pytest.raises(UserError, match="no weight delta of this version"):
+        WeightDelta.load(tmp_path / "delta")
+
+
+def test_a_file_cut_short_is_refused_by_its_head_alone(tmp_path):
+    path = both_kinds().save(tmp_path / "delta")
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UserError, match="cannot read"):
+        read_head(path)
+
+
+def test_check_changes_nothing_and_says_what_does_not_fit():
+    net = Net()
+    before = bits(net)
+    both_kinds().check(net)
+    with pytest.raises(UserError, match=r"up\.weight: the model has \(6, 4\), the delta \(4, 6\)"):
+        WeightDelta({"up.weight": low_rank(4, 6)}).check(net)
+    with pytest.raises(UserError, match="not finite"):
+        both_kinds().scaled(float("inf")).check(net)
+    assert bits(net) == before
+
+
 def test_files_that_are_no_deltas_are_refused(tmp_path):
-    from safetensors.torch import save_file
 
     with pytest.raises(UserError, match="cannot read"):
         WeightDelta.load(tmp_path / "missing.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -17,10 +18,12 @@ from contracts import (
 from pydantic import BaseModel, ConfigDict
 from tiny_lm import TEXTS, fact, tiny_umm
 
-from gapeval_lab.delta import LowRank, WeightDelta
+from gapeval_lab.delta import LowRank, WeightDelta, fingerprint
+from gapeval_lab.delta_file import Origin
 from gapeval_lab.interventions.finetune import FineTune
 from gapeval_lab.interventions.lora import Lora
 from gapeval_lab.interventions.rome import Rome
+from gapeval_lab.interventions.saved import Saved
 
 FACTS = (fact(0), fact(5))
 LLAMA = Case(lambda: tiny_umm("llama", steps=80), FACTS, TEXTS)
@@ -62,6 +65,22 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 def test_contract(name: str, check: Callable[[Any, Case], None]) -> None:
     intervention, case = BUILT_IN[name]
     check(intervention, case)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A delta that writes the facts, made for the model of the case."""
+    folder = tmp_path_factory.mktemp("stored")
+    umm = LLAMA.make_umm()
+    delta = Rome(layer=0, steps=6, contexts=0).fit(
+        umm, FACTS, seed=0, texts=TEXTS, log=lambda *point: None, cache=folder
+    )
+    return delta.save(folder / "delta", origin=Origin(fingerprint(umm.backbone().root), "text"))
+
+
+@pytest.mark.parametrize("check", INTERVENTION_CHECKS, ids=lambda check: check.__name__)
+def test_contract_of_a_stored_delta(check: Callable[[Any, Case], None], stored: Path) -> None:
+    check(Saved(delta=str(stored), direction="text"), LLAMA)
 
 
 class Careless(BaseModel):

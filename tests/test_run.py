@@ -1,5 +1,6 @@
 """The run itself, on scripted parts: phases, controls, reverting, resuming, refusing to go on."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 
 from gapeval_lab.bench import Bench, Stage
 from gapeval_lab.delta import fingerprint
+from gapeval_lab.delta_file import Origin, read_head
 from gapeval_lab.errors import SafetyError, UserError
 from gapeval_lab.interfaces import Lesson, Side
 from gapeval_lab.items import Direction, Fact, Item, Prompt, Response
@@ -122,6 +124,7 @@ def test_all_phases_run_and_the_outcome_tells_what_shifted(tmp_path: Path) -> No
     assert outcome.shift.categories["b"].understanding.gained == 0
     assert outcome.target_categories == ["a"]
     assert outcome.delta_norms == {"0.weight": 1.0}
+    assert outcome.delta_spectrum == {"0.weight": [1.0]}
     quality = outcome.quality
     assert quality is not None
     assert quality.reliability["text"].before.value == 0 and quality.reliability["text"].after.value == 1
@@ -158,7 +161,8 @@ def test_the_outcome_on_disk_is_the_outcome(tmp_path: Path) -> None:
     outcome = go(tmp_path, parts)
     work = tmp_path / "work" / parts.key
     assert Outcome.load(work) == outcome
-    assert (work / "delta.safetensors").exists()
+    head = read_head(work / "delta.safetensors")
+    assert (head.address, head.origin) == (outcome.delta_address, Origin(parts.weights, "text"))
     for row in outcome.before.rows:
         assert row.picture and (work / row.picture).exists()
 
@@ -232,6 +236,18 @@ def test_a_model_without_an_intervention_is_measured_once(tmp_path: Path) -> Non
     assert outcome.after is None and outcome.shift is None and outcome.quality is None
 
 
+def test_an_outcome_of_older_days_is_read(tmp_path: Path) -> None:
+    """From before it held an address and a spectrum."""
+    outcome = go(tmp_path, bench(scripted_umm()))
+    file = go_folder(tmp_path)
+    record = json.loads(file.read_text())
+    del record["delta_address"], record["delta_spectrum"]
+    file.write_text(json.dumps(record))
+    older = Outcome.load(file)
+    assert (older.delta_address, older.delta_spectrum, older.stable_ranks()) == (None, {}, {})
+    assert older.delta_norm() == outcome.delta_norm() == 1.0
+
+
 def test_the_baseline_is_asked_once_for_many_recipes(tmp_path: Path) -> None:
     go(tmp_path, bench(scripted_umm()))
     umm = scripted_umm()
@@ -302,7 +318,12 @@ def test_several_interventions_are_measured_one_by_one(tmp_path: Path) -> None:
     assert outcome.stages[1].quality.reliability["text"].before.value == 1.0
     assert outcome.shift is not None and outcome.shift.changed_items == 0
     assert outcome.delta_norms == {"0.weight": pytest.approx(0.0, abs=1e-6)}
-    assert Outcome.load(go_folder(tmp_path)).stages == outcome.stages
+    folder = go_folder(tmp_path).parent
+    assert Outcome.load(folder).stages == outcome.stages
+    head = read_head(folder / "delta.safetensors")
+    assert head.address == outcome.delta_address
+    made_of = [part.address for part in head.origin.parts]
+    assert made_of == [read_head(folder / f"stages/{n}/delta.safetensors").address for n in (1, 2)]
 
 
 def go_folder(home: Path) -> Path:

@@ -57,6 +57,7 @@ def test_the_interval_decides_the_verdict(value, low, high, word):
         ({"use": "lora", "rank": 16, "layers": [1]}, ["a_b", "c"], "both", "lora-ab+c-both-r16"),
         ({"use": "finetune", "layer": 3}, [], "text", "finetune-all-text-L3"),
         ({"use": "easyedit"}, ["reasoning"], "text", "easyedit-rea-text"),
+        ({"use": "saved", "delta": "a/file", "scale": -0.5}, ["reasoning"], "text", "saved-rea-text-x-0.5"),
     ],
 )
 def test_run_names(settings, targets, direction, name):
@@ -111,6 +112,22 @@ def test_norms_are_taken_together_over_layers():
         "lm_head.weight": 1.0,
     }
     assert tracking_values.delta_norms(norms) == {"mlp.down_proj": 5.0, "lm_head": 1.0}
+
+
+def test_a_delta_is_a_few_metrics_and_a_table(outcome):
+    found = tracking_values.scalars(outcome)
+    assert (found["delta_norm/total"], found["delta_norm/mlp.down_proj"]) == (5.0, 5.0)
+    assert found["delta_rank/stable_mean"] == 2.25  # 3^2 / 2^2; the other has no spectrum
+    assert tracking_values.params(outcome)["delta_address"] == "78" * 32
+    table = tracking_tables.norms(outcome)
+    assert table.columns == ("parameter", "norm", "stable_rank", "s1", "s2")
+    assert table.rows[0] == ["model.layers.0.mlp.down_proj.weight", 3.0, 2.25, 2.0, 2.236]
+    assert table.rows[1] == ["model.layers.1.mlp.down_proj.weight", 4.0, None, None, None]
+    older = outcome.model_copy(update={"delta_spectrum": {}, "delta_norms": {"a": 1.23456e-7}})
+    assert tracking_tables.norms(older).rows == [["a", 1.235e-07, None]]
+    assert "delta_rank/stable_mean" not in tracking_values.scalars(older)
+    base = tracking_values.scalars(without_after(outcome))
+    assert not [key for key in base if key.startswith(("delta_norm", "delta_rank"))]
 
 
 def test_colours_follow_the_method_and_spare_trials(outcome):

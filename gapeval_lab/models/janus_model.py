@@ -237,6 +237,12 @@ class LoadedJanus:
         ).logits
         return logits
 
+    def save(self, folder: Path) -> None:
+        """Write weights, tokenizer and picture settings as a checkpoint that `load` reads."""
+        with _quiet():
+            self.model.save_pretrained(folder)
+            self.processor.save_pretrained(folder)
+
     def settings(self) -> dict[str, Any]:
         """Decoding settings, and a hash of tokenizer, template and picture settings."""
         chosen = self._settings
