@@ -24,8 +24,12 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
         "benchmarks": {"tinyworld": "gapeval_lab.benchmarks.tinyworld:TinyWorld"},
         "judges": {"exact": "gapeval_lab.judges.exact:Exact"},
         "interventions": {
+            "alphaedit": "gapeval_lab.interventions.alphaedit:AlphaEdit",
+            "emmet": "gapeval_lab.interventions.emmet:Emmet",
             "finetune": "gapeval_lab.interventions.finetune:FineTune",
             "lora": "gapeval_lab.interventions.lora:Lora",
+            "memit": "gapeval_lab.interventions.memit:Memit",
+            "pmet": "gapeval_lab.interventions.pmet:Pmet",
             "rome": "gapeval_lab.interventions.rome:Rome",
             "saved": "gapeval_lab.interventions.saved:Saved",
         },

@@ -109,7 +109,12 @@ def value_settings(settings: EditSettings) -> ValueSettings:
 
 
 def requests_of(
-    settings: EditSettings, facts: Sequence[Fact], *, texts: Sequence[str], seed: int, training: Training | None
+    settings: EditSettings,
+    facts: Sequence[Fact],
+    *,
+    texts: Sequence[str],
+    seed: int,
+    training: Training | None,
 ) -> list[ValueRequest]:
     """What a value is sought for, per fact."""
     return [
@@ -165,8 +170,8 @@ def update(
         named = ", ".join(f"'{name}'" for name in facts[:LISTED]) + (", ..." if len(facts) > LISTED else "")
         what = f"fact {named}: its update" if len(facts) == 1 else f"facts {named}: their update"
         raise UserError(
-            f"facts: {what} is {relative:.3g} times as large as the weight {path} (max_relative_norm: {most}); "
-            "raise ridge, or lower lr or clamp_norm_factor"
+            f"facts: {what} is {relative:.3g} times as large as the weight {path} "
+            f"(max_relative_norm: {most}); raise ridge, or lower lr or clamp_norm_factor"
         )
     up, down = (right, left) if transposed else (left, right)
     return WeightDelta({f"{path}.weight": LowRank(up.float(), down.T.contiguous().float())})

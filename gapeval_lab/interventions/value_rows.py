@@ -321,7 +321,9 @@ def positions_of(
 
 def mean_by(values: Tensor, fact: Tensor, count: int) -> Tensor:
     """Mean of the rows of each fact; 0 for facts without rows."""
-    total = torch.zeros(count, *values.shape[1:], device=values.device).index_add(0, fact, values)
+    total = torch.zeros(count, *values.shape[1:], dtype=values.dtype, device=values.device).index_add(
+        0, fact, values
+    )
     rows = torch.bincount(fact, minlength=count).clamp_min(1)
     return total / rows.reshape(-1, *[1] * (values.dim() - 1))
 

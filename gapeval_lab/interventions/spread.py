@@ -1,0 +1,239 @@
+"""MEMIT's shape: values are sought high up and written into the weights of several layers below.
+
+    L         the highest of the layers;  h_i the stream after it at fact i's token, or another goal
+    z_i       what h_i should be: h_i + delta_i, delta_i from values.py, (width,)
+    K         (in, n) inputs of a layer's site at the facts' tokens, averaged over contexts
+    R         (width, n) what is still missing: z_i - h_i, as the model is once the lower layers changed
+    W' = W + (R / d) X^T        X (in, n) from K by the method's own formula; d by the layers left
+
+Layers are written from the lowest to the highest, h looked at again before each. Where pictures are
+sought, a fact's drawing prompts are columns of their own, with their own h and the same delta. After
+Meng et al. 2023, "Mass-Editing Memory in a Transformer" (arXiv 2210.07229), sections 4.2 and 4.3.
+Knows no formula for X.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from gapeval_lab.delta import WeightDelta
+from gapeval_lab.errors import UserError
+from gapeval_lab.interfaces import UMM, Backbone, Encoded, Log, Training
+from gapeval_lab.interventions.editing import (
+    EditSettings,
+    Memory,
+    Written,
+    requests_of,
+    require_drawing,
+    update,
+    value_settings,
+    write,
+)
+from gapeval_lab.interventions.lookup import FactToken
+from gapeval_lab.interventions.moments import SecondMoment, second_moment
+from gapeval_lab.interventions.request import ValueRequest
+from gapeval_lab.interventions.trace import left_as_found, linear_weight, reading
+from gapeval_lab.interventions.value_rows import mean_by, positions_of
+from gapeval_lab.interventions.values import optimise_values
+from gapeval_lab.items import Fact
+
+ROWS = 256  # prompts per pass while keys are read
+
+
+class SpreadSettings(EditSettings):
+    """Settings of methods of this shape, beside those of `EditSettings`. Fields only.
+
+    Attributes:
+        layers: the layers to edit, from the lowest to the highest.
+        batch: facts written together; None is all of them. The next batch is sought and written in
+            the model that holds the earlier ones.
+    """
+
+    layers: tuple[int, ...] = Field(min_length=1)
+    batch: int | None = Field(default=None, ge=1)
+
+    @field_validator("layers")
+    @classmethod
+    def _rise(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if any(low >= high for low, high in zip(layers, layers[1:], strict=False)) or layers[0] < 0:
+            raise ValueError(f"should rise from one to the next; got {list(layers)}")
+        return layers
+
+
+Solve = Callable[[SecondMoment, Tensor, str, Memory], Tensor]
+"""(C, K (in, n), the site's path, memory) -> X (in, n), float64."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a method departs from MEMIT.
+
+    Attributes:
+        solve: its formula for X.
+        divide: layers left, this one included -> d.
+        goals: sites whose output gets a value; the first one's is what the weights are to reach.
+    """
+
+    solve: Solve
+    divide: Callable[[int], float] = float
+    goals: tuple[str, ...] = ("block",)
+
+
+def check(settings: SpreadSettings, shape: Shape, umm: UMM) -> None:
+    """Refuse a model that lacks a site or a layer, or draws nothing where pictures are sought."""
+    backbone = umm.backbone()
+    for layer in settings.layers:
+        linear_weight(backbone.root, backbone.sites.path(settings.site, layer))
+    for goal in shape.goals:
+        backbone.sites.path(goal, settings.layers[-1])
+    require_drawing(settings, umm)
+
+
+def fit(
+    settings: SpreadSettings,
+    shape: Shape,
+    umm: UMM,
+    facts: Sequence[Fact],
+    *,
+    seed: int,
+    texts: Sequence[str],
+    log: Log,
+    cache: Path | None,
+    training: Training | None,
+) -> WeightDelta:
+    """Write the facts, a batch at a time; see `Intervention.fit`.
+
+    Raises:
+        UserError: a fact, a layer, the site or a setting does not fit this model.
+    """
+    if not facts:
+        raise UserError(f"facts: none were given; {type(settings).__name__} needs at least one")
+    check(settings, shape, umm)
+    backbone = umm.backbone()
+    paths = [backbone.sites.path(settings.site, layer) for layer in settings.layers]
+    with left_as_found(backbone.root):
+        moments = [
+            second_moment(backbone, path, texts, limit=settings.moment_texts, seed=seed, cache=cache)
+            for path in paths
+        ]
+
+        def batch(chunk: Sequence[Fact], memory: Memory) -> Written:
+            requests = requests_of(settings, chunk, texts=texts, seed=seed, training=training)
+            return _write(settings, shape, backbone, requests, list(zip(paths, moments, strict=True)), memory)
+
+        return write(
+            umm,
+            facts,
+            settings=settings,
+            size=settings.batch or len(facts),
+            seed=seed,
+            log=log,
+            training=training,
+            fit=batch,
+        )
+
+
+def _write(
+    settings: SpreadSettings,
+    shape: Shape,
+    backbone: Backbone,
+    requests: Sequence[ValueRequest],
+    sites: Sequence[tuple[str, SecondMoment]],
+    memory: Memory,
+) -> Written:
+    """One batch, on the model as it is now."""
+    highest = settings.layers[-1]
+    values = optimise_values(
+        backbone, requests, sites=shape.goals, layer=highest, settings=value_settings(settings)
+    )
+    delta = torch.stack([value.delta for value in values]).cpu().double()
+    prompts = _Prompts(backbone, requests, token=settings.fact_token, pictures=settings.picture_factor > 0)
+    goal = backbone.sites.path(shape.goals[0], highest)
+    wanted, done = None, WeightDelta.zero()
+    for left, (path, moment) in zip(range(len(sites), 0, -1), sites, strict=True):
+        with done.applied(backbone.root):
+            keys, states = prompts.look(path, goal)
+        if wanted is None:
+            wanted = states + delta[prompts.owners]
+        missing = (wanted - states) / shape.divide(left)
+        done = done.then(
+            update(
+                backbone.root,
+                path,
+                missing.T,
+                shape.solve(moment, keys.T, path, memory),
+                transposed=backbone.sites.transposed,
+                facts=[request.fact_id for request in requests],
+                most=settings.max_relative_norm,
+            )
+        )
+    return Written(done, [value.losses for value in values])
+
+
+class _Prompts:
+    """All prompts of a batch of facts; each fact has one column of text and, maybe, one of pictures.
+
+    owners: the fact of each column.
+    """
+
+    def __init__(
+        self, backbone: Backbone, requests: Sequence[ValueRequest], *, token: FactToken, pictures: bool
+    ) -> None:
+        self._backbone, self._requests, self._token = backbone, requests, token
+        told = [(index, text) for index, request in enumerate(requests) for text in request.contexts]
+        self._parts = [(told, backbone.encode)]
+        self.owners = list(range(len(requests)))
+        drawings = backbone.encode_drawings
+        if pictures and drawings is not None:
+            drawn = [(i, e.prompt.text) for i, request in enumerate(requests) for e in request.drawings]
+            pairs = {e.prompt.text: e.answer for request in requests for e in request.drawings}
+
+            def encode(texts: Sequence[str], targets: Sequence[str] | None) -> Encoded:
+                images = [answer for text in texts if not isinstance(answer := pairs[text], str)]
+                return drawings(texts, images).prompt
+
+            self._parts.append((drawn, encode))
+            self.owners = self.owners * 2
+
+    def look(self, path: str, goal: str) -> tuple[Tensor, Tensor]:
+        """Keys at a site and the goal's state, per column: (columns, in), (columns, width), float64.
+
+        A key is the mean over the fact's contexts; the state is that of its bare question.
+        """
+        keys, states = [], []
+        for rows, encode in self._parts:
+            seen = [
+                self._pass(rows[start : start + ROWS], encode, path, goal)
+                for start in range(0, len(rows), ROWS)
+            ]
+            owners = [index for index, _ in rows]
+            fact = torch.tensor(owners)
+            keys.append(mean_by(torch.cat([key for key, _ in seen]), fact, len(self._requests)))
+            first = [owners.index(index) for index in range(len(self._requests))]
+            states.append(torch.cat([state for _, state in seen])[first])
+        return torch.cat(keys), torch.cat(states)
+
+    def _pass(
+        self,
+        rows: Sequence[tuple[int, str]],
+        encode: Callable[[Sequence[str], Sequence[str] | None], Encoded],
+        path: str,
+        goal: str,
+    ) -> tuple[Tensor, Tensor]:
+        root = self._backbone.root
+        encoded = encode([text for _, text in rows], None)
+        position = positions_of(encoded, self._requests, [index for index, _ in rows], token=self._token)
+        with torch.no_grad(), ExitStack() as stack:
+            # The outer reader ends the pass; both have seen theirs by then.
+            state = stack.enter_context(reading(root, goal, side="output", stop=True))
+            key = stack.enter_context(reading(root, path, side="input"))
+            self._backbone.logits(encoded)
+        at = torch.arange(len(rows))
+        return key.tensor.cpu()[at, position].double(), state.tensor.cpu()[at, position].double()
