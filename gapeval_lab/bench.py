@@ -154,7 +154,7 @@ def _stage(chosen: FactsNode, node: Node, benchmark: Benchmark) -> Stage:
         flawed=chosen.flawed,
     )
     intervention: Intervention = registry.build("interventions", node.use, settings=node.settings)
-    if intervention.kind != "inject":
+    if intervention.kind != "inject" and intervention.direction == "text":
         return Stage(facts, intervention, left_out=left_out)
     folder = None if chosen.pictures is None else Path(chosen.pictures)
     lessons = lessons_of(facts, benchmark, items=benchmark.items(), pictures=folder)

@@ -28,7 +28,7 @@ from gapeval_lab.interventions.request import ValueRequest, value_request
 from gapeval_lab.interventions.trace import linear_weight
 from gapeval_lab.interventions.value_rows import KlOrder
 from gapeval_lab.interventions.values import ValueSettings
-from gapeval_lab.items import Fact
+from gapeval_lab.items import Direction, Example, Fact
 
 LISTED = 3  # facts that a message about a batch names
 
@@ -53,7 +53,8 @@ class EditSettings(BaseModel):
         drawings: how many of the fact's drawing prompts are used, its edit wording first.
         contexts: how many times the question is also asked behind another text.
         context_words: length of such a text, in words.
-        moment_texts: questions behind the second moment, at most.
+        moment_texts: questions behind the second moment, at most; where pictures are sought, also so many
+            drawings.
         ridge: added to its diagonal, as a share of its mean. Guards against a singular matrix where
             there are fewer tokens than dimensions.
         max_relative_norm: an update whose Frobenius norm is more than so many times the weight's own
@@ -130,6 +131,12 @@ def requests_of(
         )
         for fact in facts
     ]
+
+
+def drawn_examples(settings: EditSettings, training: Training | None) -> list[Example]:
+    """Drawings of what the model knows, for second moments; none where no picture is sought."""
+    known = training.replay if training and settings.picture_factor else ()
+    return [lesson.example for lesson in known if lesson.direction is Direction.GENERATION]
 
 
 def require_drawing(settings: EditSettings, umm: UMM) -> None:

@@ -22,8 +22,9 @@ from torch import Tensor
 from gapeval_lab.delta import fingerprint
 from gapeval_lab.errors import UserError
 from gapeval_lab.files import write_bytes
-from gapeval_lab.interfaces import Backbone, Encoded
+from gapeval_lab.interfaces import Backbone, Drawing, Encoded
 from gapeval_lab.interventions.trace import reading
+from gapeval_lab.items import Example
 
 _FORMAT = "second-moment-1"
 
@@ -79,11 +80,13 @@ def second_moment(
     seed: int,
     cache: Path | None = None,
     batch: int = 64,
+    drawn: Sequence[Example] = (),
 ) -> SecondMoment:
     """The second moment of the inputs of the module at `path`, from disk if it is there.
 
-    Every token of the rendered questions counts, padding does not. Modules above the site do not
-    run.
+    Every token of the rendered questions counts, padding does not. Where there are drawings, every
+    token of their prompts and every code counts; both halves then weigh the same. Modules above the
+    site do not run.
 
     Args:
         backbone: the model, as it is now.
@@ -93,6 +96,7 @@ def second_moment(
         seed: of the draw.
         cache: folder of kept moments; `default_cache()` if None.
         batch: questions per forward pass.
+        drawn: drawing prompts with their pictures; at most `limit`, drawn with the seed.
 
     Raises:
         UserError: no texts, or the cache cannot be written.
@@ -103,7 +107,29 @@ def second_moment(
     if len(chosen) > limit:
         chosen = random.Random(seed).sample(chosen, limit)
     batches = [backbone.encode(chosen[start : start + batch], None) for start in range(0, len(chosen), batch)]
-    file = (cache or default_cache()) / "moments" / f"{_key(backbone, path, batches)}.safetensors"
+    told = _kept(backbone, path, batches, cache or default_cache())
+    encode = backbone.encode_drawings
+    if not drawn or encode is None:
+        return told
+    some = random.Random(seed).sample(drawn, limit) if len(drawn) > limit else list(drawn)
+    shown = _kept(
+        backbone,
+        path,
+        [
+            encode(
+                [example.prompt.text for example in some[start : start + batch]],
+                [e.answer for e in some[start : start + batch] if not isinstance(e.answer, str)],
+            )
+            for start in range(0, len(some), batch)
+        ],
+        cache or default_cache(),
+    )
+    return SecondMoment((told.matrix + shown.matrix) / 2, told.tokens + shown.tokens)
+
+
+def _kept(backbone: Backbone, path: str, batches: Sequence[Encoded | Drawing], cache: Path) -> SecondMoment:
+    """The moment over some batches, from disk if it is there."""
+    file = cache / "moments" / f"{_key(backbone, path, batches)}.safetensors"
     if kept := _load(file):
         return kept
     moment = _measure(backbone, path, batches)
@@ -112,7 +138,7 @@ def second_moment(
     return moment
 
 
-def _key(backbone: Backbone, path: str, batches: Sequence[Encoded]) -> str:
+def _key(backbone: Backbone, path: str, batches: Sequence[Encoded | Drawing]) -> str:
     """Hash of all that C depends on.
 
     The tokens stand for the texts, their number, the template and the tokenizer. The fingerprint of
@@ -123,8 +149,9 @@ def _key(backbone: Backbone, path: str, batches: Sequence[Encoded]) -> str:
     digest = hashlib.sha256()
     for part in (_FORMAT, fingerprint(backbone.root), path, str(weight.dtype), weight.device.type):
         digest.update(part.encode() + b"\x00")
-    for encoded in batches:
-        for tensor in (encoded.input_ids, encoded.attention_mask):
+    for one in batches:
+        encoded, codes = (one.prompt, [one.codes]) if isinstance(one, Drawing) else (one, [])
+        for tensor in (encoded.input_ids, encoded.attention_mask, *codes):
             digest.update(str(tuple(tensor.shape)).encode())
             digest.update(tensor.cpu().to(torch.int64).numpy().tobytes())
     return digest.hexdigest()
@@ -139,13 +166,19 @@ def _load(file: Path) -> SecondMoment | None:
     return SecondMoment(content["second_moment"], int(content["tokens"]))
 
 
-def _measure(backbone: Backbone, path: str, batches: Sequence[Encoded]) -> SecondMoment:
+def _measure(backbone: Backbone, path: str, batches: Sequence[Encoded | Drawing]) -> SecondMoment:
     total: Tensor | None = None
     tokens = 0
-    for encoded in batches:
+    for one in batches:
         with torch.no_grad(), reading(backbone.root, path, side="input", stop=True) as got:
-            backbone.logits(encoded)
-        keys = got.tensor[encoded.attention_mask.bool()].double()
+            if not isinstance(one, Drawing):
+                backbone.logits(one)
+            elif backbone.drawing_loss is not None:
+                backbone.drawing_loss(one)
+        mask = one.prompt.attention_mask if isinstance(one, Drawing) else one.attention_mask
+        # Codes follow the prompt; none of them is padding.
+        mask = torch.nn.functional.pad(mask, (0, got.tensor.shape[1] - mask.shape[1]), value=1)
+        keys = got.tensor[mask.bool()].double()
         product = keys.T @ keys
         total = product if total is None else total + product
         tokens += len(keys)

@@ -30,6 +30,7 @@ from gapeval_lab.interventions.editing import (
     EditSettings,
     Memory,
     Written,
+    drawn_examples,
     requests_of,
     require_drawing,
     update,
@@ -120,7 +121,15 @@ def fit(
     paths = [backbone.sites.path(settings.site, layer) for layer in settings.layers]
     with left_as_found(backbone.root):
         moments = [
-            second_moment(backbone, path, texts, limit=settings.moment_texts, seed=seed, cache=cache)
+            second_moment(
+                backbone,
+                path,
+                texts,
+                limit=settings.moment_texts,
+                seed=seed,
+                cache=cache,
+                drawn=drawn_examples(settings, training),
+            )
             for path in paths
         ]
 
