@@ -13,15 +13,21 @@ from gapeval_lab.gap.records import Estimate
 from gapeval_lab.outcome import QUALITIES, Outcome
 
 
-def over_seeds(values: Sequence[float]) -> Estimate:
-    """The mean of at least one value with its 95 % t-interval; a single value has no interval (nan)."""
+def over_seeds(values: Sequence[float], *, share: bool = False) -> Estimate:
+    """The mean of at least one value with its 95 % t-interval; a single value has no interval (nan).
+
+    Args:
+        values: one per run.
+        share: whether they are shares, whose interval ends at 0 and 1.
+    """
     from scipy import stats
 
     mean = float(np.mean(values))
     if len(values) < 2:
         return Estimate(mean, math.nan, math.nan)
     half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return Estimate(mean, mean - half, mean + half)
+    low, high = mean - half, mean + half
+    return Estimate(mean, max(low, 0.0), min(high, 1.0)) if share else Estimate(mean, low, high)
 
 
 def repeats_data(outcomes: Sequence[Outcome]) -> list[tuple[str, Estimate, int]]:
@@ -55,4 +61,5 @@ def repeats_data(outcomes: Sequence[Outcome]) -> list[tuple[str, Estimate, int]]
                     add(f"{side} crosses {level} %, updates{of}", step)
             for level, lag in emergence.lag.items():
                 add(f"lag at {level} %, image after text{of}", lag)
-    return [(name, over_seeds(values), len(values)) for name, values in found.items()]
+    shares = {f"{name}/{side}" for name in QUALITIES for side in ("text", "image")}
+    return [(name, over_seeds(values, share=name in shares), len(values)) for name, values in found.items()]

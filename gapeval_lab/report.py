@@ -39,7 +39,7 @@ def signed(value: float) -> str:
 
 def spread(estimate: Estimate, *, sign: bool = True) -> str:
     """A number with its interval."""
-    write = signed if sign else "{:.3f}".format
+    write = signed if sign else lambda value: f"{value:.3f}".replace("-", "−")
     return f"{write(estimate.value)} [{write(estimate.low)}, {write(estimate.high)}]"
 
 

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 # Parts of a recipe that the measurement before an intervention does not depend on.
-_NOT_BASELINE = ("name", "about", "facts", "intervention", "controls", "search")
+_NOT_BASELINE = ("name", "about", "facts", "intervention", "then", "emergence", "controls", "search")
 
 
 def experiment_name(umm: str, *, searches: bool = False) -> str:
@@ -247,8 +247,15 @@ def baseline(store: Store, outcome: Outcome, folder: Path) -> str:
 def _before_only(outcome: Outcome) -> Outcome:
     """The outcome as if nothing had been done to the model."""
     recipe = {key: value for key, value in outcome.recipe.items() if key not in _NOT_BASELINE}
+    # What an outcome may leave out (stages, adapter, emergence, ...) is all of the intervention's.
+    optional = {
+        name: field.get_default(call_default_factory=True)
+        for name, field in Outcome.model_fields.items()
+        if not field.is_required()
+    }
     return outcome.model_copy(
         update={
+            **optional,
             "kind": "baseline",
             "recipe": {"name": "baseline", **recipe},
             "recipe_text": "",

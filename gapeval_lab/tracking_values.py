@@ -69,10 +69,15 @@ def main_knob(recipe: Mapping[str, Any]) -> str:
 
 
 def run_name(recipe: Mapping[str, Any], *, targets: Sequence[str], direction: str) -> str:
-    """The run's name: `rome-wk-text-L2`; a recipe without intervention is `baseline`."""
+    """The run's name: `rome-wk-text-L2`; a recipe without intervention is `baseline`.
+
+    Several interventions are all named, and none of their knobs: `lora+rome-wk-both`.
+    """
     if method(recipe) == "none":
         return "baseline"
-    parts = (method(recipe), short_target(targets), direction, main_knob(recipe))
+    later = [method(step) for step in recipe.get("then") or ()]
+    methods = "+".join([method(recipe), *later])
+    parts = (methods, short_target(targets), direction, "" if later else main_knob(recipe))
     return "-".join(part for part in parts if part)
 
 

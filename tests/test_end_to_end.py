@@ -16,7 +16,7 @@ EDIT = ("--recipe", "rome_world_knowledge", "--limit", "16", "evaluation.officia
 INJECT = (
     *("--recipe", "lora_world_knowledge_both", "--limit", "8", "evaluation.official=false"),
     *("controls.placebo=false", "facts.count=2", "intervention.steps=12", "intervention.batch=4"),
-    *("intervention.checkpoint_every=2", "emergence.every=3", "emergence.items=8"),
+    *("intervention.checkpoint_every=2", "emergence.at=null", "emergence.every=3", "emergence.items=8"),
 )
 
 

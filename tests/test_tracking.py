@@ -379,3 +379,25 @@ def test_logging_a_whole_benchmark_takes_seconds(store, tmp_path):
     with track(store, "n", experiment=EXPERIMENT, key="speed") as live:
         live.log(outcome, tmp_path)
     assert time.process_time() - start < 4.0
+
+
+def test_a_baseline_holds_nothing_of_the_intervention(tmp_path):
+    """Also what came to the record later: an optional field is the intervention's."""
+    from gapeval_lab.outcome import Emergence, EmergencePoint
+    from gapeval_lab.tracking import _before_only
+
+    points = [EmergencePoint(step=0, text=0.0, image=0.0)]
+    measured = make_outcome(tmp_path).model_copy(
+        update={
+            "emergence": Emergence(points=points, crossings={}, lag={}),
+            "adapter": "adapter",
+            "kept_before": [{"text": 0.0, "image": 0.0}],
+            "merge_error": 0.1,
+        }
+    )
+    recipe = {**measured.recipe, "then": [{}], "emergence": {"every": 5}}
+    baseline = _before_only(measured.model_copy(update={"recipe": recipe}))
+    assert baseline.before == measured.before
+    assert (baseline.emergence, baseline.adapter, baseline.merge_error) == (None, None, None)
+    assert (baseline.stages, baseline.kept_before, baseline.curves) == ([], [], {})
+    assert not {"then", "emergence", "intervention", "facts"} & set(baseline.recipe)

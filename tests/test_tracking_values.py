@@ -64,6 +64,11 @@ def test_run_names(settings, targets, direction, name):
     assert tracking_values.run_name({"intervention": settings}, targets=targets, direction=direction) == name
 
 
+def test_a_run_of_several_interventions_names_them_all():
+    recipe = {"intervention": {"use": "lora", "rank": 8}, "then": [{"intervention": {"use": "rome"}}]}
+    assert tracking_values.run_name(recipe, targets=["reasoning"], direction="both") == "lora+rome-rea-both"
+
+
 def test_a_recipe_is_flattened_to_the_paths_that_overrides_use():
     flat = tracking_values.flatten({"a": {"b": 1, "c": [1, 2]}, "d": None, "e": "x", "f": {}, "g→h": True})
     assert flat == {"a.b": "1", "a.c": "[1, 2]", "d": "null", "e": "x", "f": "{}", "g_h": "true"}

@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from gapeval_lab.errors import UserError
@@ -28,7 +28,14 @@ from gapeval_lab.items import Direction, Example
 TEXT, IMAGE = Direction.UNDERSTANDING, Direction.GENERATION
 MIXED = re.compile(r"mixed\((0\.\d+)\)")
 
-TaughtSide = Annotated[str, Field(pattern=r"^(text|image|both|mixed\(0\.\d+\))$")]
+
+def _side(direction: str) -> str:
+    if direction not in ("text", "image", "both") and not MIXED.fullmatch(direction):
+        raise ValueError(f"should be text, image, both, or a mixture such as mixed(0.25); got '{direction}'")
+    return direction
+
+
+TaughtSide = Annotated[str, AfterValidator(_side)]
 """The side of the lessons; `mixed(0.25)` has a quarter of them in text."""
 
 
