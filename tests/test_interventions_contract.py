@@ -20,8 +20,12 @@ from tiny_lm import TEXTS, fact, tiny_umm
 
 from gapeval_lab.delta import LowRank, WeightDelta, fingerprint
 from gapeval_lab.delta_file import Origin
+from gapeval_lab.interventions.alphaedit import AlphaEdit
+from gapeval_lab.interventions.emmet import Emmet
 from gapeval_lab.interventions.finetune import FineTune
 from gapeval_lab.interventions.lora import Lora
+from gapeval_lab.interventions.memit import Memit
+from gapeval_lab.interventions.pmet import Pmet
 from gapeval_lab.interventions.rome import Rome
 from gapeval_lab.interventions.saved import Saved
 
@@ -36,6 +40,11 @@ BUILT_IN = {
         LLAMA,
     ),
     "rome-transposed": (Rome(layer=0, steps=6, contexts=0), GPT2),
+    "memit": (Memit(layers=(0, 1), steps=6, contexts=2, moment_weight=1.0), LLAMA),
+    "memit-batches": (Memit(layers=(0, 1), steps=6, contexts=0, moment_weight=1.0, batch=1), GPT2),
+    "emmet": (Emmet(layers=(1,), steps=6, contexts=1), LLAMA),
+    "alphaedit": (AlphaEdit(layers=(0, 1), steps=6, contexts=0, null_threshold=0.5, batch=2), LLAMA),
+    "pmet": (Pmet(layers=(0, 1), steps=6, contexts=0, moment_weight=1.0), LLAMA),
     "lora": (Lora(direction="text", steps=6, lr=5e-3, sites=("mlp_down", "attn_out"), dropout=0.1), LLAMA),
     "lora-dora": (
         Lora(direction="text", steps=6, lr=5e-3, sites=("mlp_down",), layers=(0,), dora=True, rslora=True),
