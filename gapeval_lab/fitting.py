@@ -64,7 +64,7 @@ def fit_stage(
         progress: hears of facts written or updates done.
     """
     curve = bench.loaded.recipe.emergence
-    recorder = Recorder(bench, stage.facts, curve, place / POINTS, seed=seed) if curve else None
+    recorder = Recorder(bench, stage, curve, place / POINTS, seed=seed) if curve else None
     file, kept = place / DELTA, place / CURVES
     if file.exists() and kept.exists():
         curves: Curves = {

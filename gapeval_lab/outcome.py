@@ -98,6 +98,7 @@ class EmergencePoint(Record):
     text, image: share of the facts' edit and reworded questions that are right; None where unscored.
     gap, understanding, generation, categories (their gaps): on a subset of the benchmark, where one
     was asked.
+    reliability, locality: where facts are written one after the other: of those written so far.
     """
 
     step: int
@@ -107,15 +108,18 @@ class EmergencePoint(Record):
     understanding: float | None = None
     generation: float | None = None
     categories: dict[str, float] = {}
+    reliability: dict[Literal["text", "image"], float] = {}
+    locality: dict[Literal["text", "image"], float] = {}
 
 
 class Emergence(Record):
     """When each direction learned: points, the updates at which 50 % and 90 % are crossed, the lag.
 
     A lag is image minus text: positive where the model told before it drew. None where a level was
-    not reached.
+    not reached. Where facts are written one after the other, steps count facts, and there are neither.
     """
 
+    unit: Literal["updates", "facts"] = "updates"
     points: list[EmergencePoint]
     crossings: dict[Literal["text", "image"], dict[str, float | None]]
     lag: dict[str, float | None]

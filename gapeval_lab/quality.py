@@ -67,10 +67,10 @@ def edit_quality(
                 kinds[kind][side] = cell
     kinds["locality"] = {}
     for side in SIDES:
-        kept = [_kept(fact.neighbours, side, before, after) for fact in facts]
-        shares["locality", side, "after"] = kept
-        whole: list[float | None] = [None if share is None else 1.0 for share in kept]
-        cell = _cell(whole, kept, sum(len(fact.neighbours) for fact in facts))
+        left = [kept(fact.neighbours, side, before.evaluation, after.evaluation) for fact in facts]
+        shares["locality", side, "after"] = left
+        whole: list[float | None] = [None if share is None else 1.0 for share in left]
+        cell = _cell(whole, left, sum(len(fact.neighbours) for fact in facts))
         if cell is not None:
             kinds["locality"][side] = cell
     ratio, note = _transfer(facts, before, after, edited=edited, seed=seed)
@@ -127,14 +127,13 @@ def _passed(items: Sequence[Item], side: Side, state: ProbeState) -> float | Non
     return sum(known) / len(known) if known else None
 
 
-def _kept(items: Sequence[Item], side: Side, before: ProbeState, after: ProbeState) -> float | None:
+def kept(items: Sequence[Item], side: Side, before: Evaluation, after: Evaluation) -> float | None:
     """Share of the neighbours left alone: the same answer in text, the same verdict on the picture."""
     same = []
     for item in items:
         key = (item.id, SIDES[side])
-        one, two = before.evaluation.responses.get(key), after.evaluation.responses.get(key)
-        was = before.evaluation.correct(item, SIDES[side])
-        now = after.evaluation.correct(item, SIDES[side])
+        one, two = before.responses.get(key), after.responses.get(key)
+        was, now = before.correct(item, SIDES[side]), after.correct(item, SIDES[side])
         if one is None or two is None or was is None or now is None:
             continue
         same.append(one.text == two.text if side == "text" else was == now)

@@ -205,6 +205,29 @@ def quality_data(quality: EditQuality) -> list[Row]:
 QUALITY_COLUMNS = ("probes", "before", "after")
 
 
+def written_data(emergence: Emergence) -> list[Row]:
+    """What facts written one after the other still hold, told / drawn, and the gap of the subset."""
+
+    def both(shares: Mapping[Literal["text", "image"], float]) -> str:
+        sides = (shares.get("text"), shares.get("image"))
+        return " / ".join("n/a" if share is None else f"{100 * share:.0f} %" for share in sides)
+
+    return [
+        Row(
+            f"after {point.step}",
+            (
+                both(point.reliability),
+                both(point.locality),
+                "n/a" if point.gap is None else f"{point.gap:.3f}",
+            ),
+        )
+        for point in emergence.points
+    ]
+
+
+WRITTEN_COLUMNS = ("reliability", "locality", "gap of a subset")
+
+
 def emergence_data(emergence: Emergence) -> list[Row]:
     """When each direction crossed each level, in updates; a curve that never did shows where it ended."""
     ends = {"text": emergence.points[-1].text, "image": emergence.points[-1].image}
@@ -281,8 +304,14 @@ def draw_outcome(outcome: Outcome) -> Group:
         parts.append(Text(f"transfer ratio: {said}"))
     for name, emergence in outcome.trainings().items():
         number = name.partition("/")[2]
-        title = "When the facts were learned, in updates" + (f", intervention {number}" if number else "")
-        parts += [Text(), draw_rows(title, EMERGENCE_COLUMNS, emergence_data(emergence))]
+        later = f", intervention {number}" if number else ""
+        if emergence.unit == "facts":
+            title = f"Facts written one after the other, told / drawn{later}"
+            table = draw_rows(title, WRITTEN_COLUMNS, written_data(emergence))
+        else:
+            title = f"When the facts were learned, in updates{later}"
+            table = draw_rows(title, EMERGENCE_COLUMNS, emergence_data(emergence))
+        parts += [Text(), table]
     if outcome.stages:
         columns = [f"facts {number}" for number in range(1, len(outcome.stages) + 1)]
         title = "What each fact set still holds, told / drawn"

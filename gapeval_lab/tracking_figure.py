@@ -74,27 +74,48 @@ def draw_gap_shift(data: GapShift, *, title: str) -> Any:
 
 @dataclass(frozen=True)
 class EmergenceCurve:
-    """Shares of the facts told and drawn, and the gap of a subset, by updates; where levels are crossed."""
+    """Named lines by updates (or facts written), and the updates at which levels are crossed.
 
+    lines: legend -> (color, style of the line, values); None where nothing was measured.
+    """
+
+    unit: str
     steps: list[int]
-    text: list[float | None]
-    image: list[float | None]
-    gap: list[float | None]
+    lines: dict[str, tuple[str, str, list[float | None]]]
     crossings: dict[str, dict[str, float | None]]
 
 
 def emergence_data(found: Emergence) -> EmergenceCurve:
     """The curve of a training."""
     return EmergenceCurve(
+        unit=found.unit,
         steps=[point.step for point in found.points],
-        text=[point.text for point in found.points],
-        image=[point.image for point in found.points],
-        gap=[point.gap for point in found.points],
+        lines={
+            **(_written_lines(found) if found.unit == "facts" else _learned_lines(found)),
+            "Gap Score, on a subset": (GREY, ":", [point.gap for point in found.points]),
+        },
         crossings={str(side): dict(levels) for side, levels in found.crossings.items()},
     )
 
 
-CURVE_COLORS = {"text": "#1f5fd0", "image": "#d9770a", "gap": "#8a8f98"}
+def _learned_lines(found: Emergence) -> dict[str, tuple[str, str, list[float | None]]]:
+    return {
+        "facts told": (CURVE_COLORS["text"], "o-", [point.text for point in found.points]),
+        "facts drawn": (CURVE_COLORS["image"], "o-", [point.image for point in found.points]),
+    }
+
+
+def _written_lines(found: Emergence) -> dict[str, tuple[str, str, list[float | None]]]:
+    told, drawn = CURVE_COLORS["text"], CURVE_COLORS["image"]
+    return {
+        "reliability, told": (told, "o-", [point.reliability.get("text") for point in found.points]),
+        "reliability, drawn": (drawn, "o-", [point.reliability.get("image") for point in found.points]),
+        "locality, told": (told, "s--", [point.locality.get("text") for point in found.points]),
+        "locality, drawn": (drawn, "s--", [point.locality.get("image") for point in found.points]),
+    }
+
+
+CURVE_COLORS, GREY = {"text": "#1f5fd0", "image": "#d9770a"}, "#8a8f98"
 
 
 def draw_emergence(data: EmergenceCurve, *, title: str) -> Any:
@@ -106,24 +127,23 @@ def draw_emergence(data: EmergenceCurve, *, title: str) -> Any:
     axes = figure.subplots()
     for level in (0.5, 0.9):
         axes.axhline(level, color="#cccccc", linewidth=0.8, zorder=0)
-    lines = (
-        ("text", data.text, "facts told", "o-"),
-        ("image", data.image, "facts drawn", "o-"),
-        ("gap", data.gap, "Gap Score, on a subset", "--"),
-    )
-    for side, shares, label, style in lines:
+    for label, (color, style, shares) in data.lines.items():
         known = [(step, share) for step, share in zip(data.steps, shares, strict=True) if share is not None]
         if not known:
             continue
-        axes.plot(*zip(*known, strict=True), style, color=CURVE_COLORS[side], markersize=3.5, label=label)
-        for name, crossed in data.crossings.get(side, {}).items():
+        axes.plot(*zip(*known, strict=True), style, color=color, markersize=3.5, label=label)
+    for side, levels in data.crossings.items():
+        for name, crossed in levels.items():
             if crossed is not None:
                 axes.scatter(
                     [crossed], [int(name) / 100], s=50, marker="D", color=CURVE_COLORS[side], alpha=0.5
                 )
     axes.set_ylim(-0.03, 1.05)
-    axes.set_xlabel("updates")
-    axes.set_ylabel("share right (all wordings)")
+    axes.set_xlabel("updates" if data.unit == "updates" else "facts written")
+    axes.set_ylabel("share right (all wordings)" if data.unit == "updates" else "share")
+    if data.unit == "facts":
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xticks(data.steps, [str(step) for step in data.steps])
     axes.legend(loc="center right", frameon=False)
     figure.suptitle(title, fontsize=11)
     return figure

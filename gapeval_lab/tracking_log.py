@@ -30,6 +30,7 @@ from gapeval_lab.tracking_figure import (
 from gapeval_lab.tracking_store import Store
 from gapeval_lab.tracking_tables import Pair, Table, pairs, tables
 
+TITLES = {"updates": "When the facts were learned", "facts": "Facts written one after the other"}
 METRIC_BATCH = 1000  # MLflow's limits per call
 PARAM_BATCH = 100
 DIGEST = 12  # letters of a hash in a dataset's chip; MLflow takes at most 36
@@ -109,7 +110,7 @@ def _stage_artifacts(outcome: Outcome, found: Sequence[Pair], *, folder: Path, s
             figures["retention"] = draw_retention(kept, title="What each fact set still holds")
         for name, emergence in outcome.trainings().items():
             number = name.partition("/")[2]
-            title = "When the facts were learned" + (f", intervention {number}" if number else "")
+            title = TITLES[emergence.unit] + (f", intervention {number}" if number else "")
             figures[name.replace("/", "-")] = draw_emergence(emergence_data(emergence), title=title)
         if shift:
             figures["gap_shift"] = draw_gap_shift(shift, title=tracking_values.headline(outcome))

@@ -279,6 +279,8 @@ def curves(outcome: Outcome) -> dict[str, list[tuple[int, float]]]:
                 "understanding": point.understanding,
                 "generation": point.generation,
                 **{f"gap/{name}": gap for name, gap in point.categories.items()},
+                **{f"reliability/{side}": share for side, share in point.reliability.items()},
+                **{f"locality/{side}": share for side, share in point.locality.items()},
             }
             for name, share in measured.items():
                 if share is not None:

@@ -36,13 +36,33 @@ def new_entities() -> list[Fact]:
     return [*make_new_facts(unseen[0::2], "test"), *make_new_facts(unseen[1::2], "dev")]
 
 
+def many_facts() -> list[Fact]:
+    """100 changes: colour and shape of 50 entities of every group; the others are left as neighbours.
+
+    In turn from group to group and relation to relation, so that the first ten are a fair sample.
+    """
+    chosen = []
+    for group, kept in (("both", 6), ("text", 4), ("image", 4)):
+        members = [entity.name for entity in people.entities().values() if entity.taught == group]
+        chosen.append(members[kept:])
+    mixed = [group[i] for i in range(max(map(len, chosen))) for group in chosen if i < len(group)]
+    first = [(name, RELATIONS[i % 2]) for i, name in enumerate(mixed)]
+    second = [(name, RELATIONS[1 - i % 2]) for i, name in enumerate(mixed)]
+    return make_facts([*first, *second], "test")
+
+
 def main() -> None:
     """Write every file."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--out", type=Path, default=Path("recipes/facts"))
     args = parser.parse_args()
-    for name, facts in (("world_knowledge", world_knowledge()), ("new_entities", new_entities())):
+    files = {
+        "world_knowledge": world_knowledge(),
+        "many_facts": many_facts(),
+        "new_entities": new_entities(),
+    }
+    for name, facts in files.items():
         write_facts(args.out / f"{name}.jsonl", facts)
         print(f"{args.out / name}.jsonl: {len(facts)} facts")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,21 +80,42 @@ class Bench:
         self.items = ScriptedBenchmark().items()
 
 
+def stage(kind: str) -> Any:
+    """What a recorder reads of a stage."""
+    return SimpleNamespace(facts=(fact(), replace(fact(), id="g")), intervention=SimpleNamespace(kind=kind))
+
+
+def test_facts_written_one_after_the_other_have_their_own_reliability_and_locality(tmp_path: Path) -> None:
+    right = [False]
+    umm, judge = scripted(right)
+    bench: Any = Bench(umm, judge)
+    recorder = Recorder(bench, stage("edit"), Curve(at=(0, 1, 2)), tmp_path / "points.json", seed=0)
+    recorder.watch(0)
+    right[0] = True  # every answer changes, the neighbours' among them
+    for written in (1, 2):
+        recorder.watch(written)
+    found = recorder.result()
+    assert found is not None and (found.unit, found.lag) == ("facts", {})
+    assert [point.reliability.get("text") for point in found.points] == [None, 1.0, 1.0]
+    assert [point.locality.get("text") for point in found.points] == [None, 0.0, 0.0]
+    assert found.points[0].locality == {}
+
+
 def test_points_are_measured_once_even_after_a_kill(tmp_path: Path) -> None:
     right = [False]
     umm, judge = scripted(right)
     bench: Any = Bench(umm, judge)
     file = tmp_path / "emergence.json"
-    first = Recorder(bench, [fact()], Curve(every=2, items=4), file, seed=0)
+    first = Recorder(bench, stage("inject"), Curve(every=2, items=4), file, seed=0)
     for updates in range(4):
         first.watch(updates)
     asked = sum(umm.calls.values())
-    assert asked == 2 * 2 * (2 + 4)  # two points, two directions, two probes and four items
+    assert asked == 2 * 2 * (4 + 4)  # two points, two directions, four probes and four items
     right[0] = True
-    again = Recorder(bench, [fact()], Curve(every=2, items=4), file, seed=0)
+    again = Recorder(bench, stage("inject"), Curve(every=2, items=4), file, seed=0)
     for updates in range(5):
         again.watch(updates)
-    assert sum(umm.calls.values()) == asked + 12
+    assert sum(umm.calls.values()) == asked + 16
     found = again.result()
     assert found is not None
     assert [(point.step, point.text) for point in found.points] == [(0, 0.0), (2, 0.0), (4, 1.0)]

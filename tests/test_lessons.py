@@ -20,9 +20,14 @@ TEXT, IMAGE = Direction.UNDERSTANDING, Direction.GENERATION
 WORLD = TinyWorld()
 
 
-def files() -> list[str]:
+def files_and_splits() -> list[tuple[str, str]]:
     folder = Path(__file__).parents[1] / "recipes" / "facts"
-    return sorted(f"facts/{path.name}" for path in folder.glob("*.jsonl"))
+    found = {
+        (f"facts/{path.name}", json.loads(line)["split"])
+        for path in folder.glob("*.jsonl")
+        for line in path.read_text(encoding="utf-8").splitlines()
+    }
+    return sorted(found)
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +40,7 @@ def facts() -> tuple[Fact, ...]:
     return read_facts("facts/world_knowledge.jsonl", count=8)
 
 
-@pytest.mark.parametrize("file", files())
-@pytest.mark.parametrize("split", ["test", "dev"])
+@pytest.mark.parametrize(("file", "split"), files_and_splits())
 def test_no_lesson_or_replay_of_the_shipped_facts_is_measured(
     file: str, split: str, items: list[Item]
 ) -> None:

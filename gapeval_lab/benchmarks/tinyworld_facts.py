@@ -13,6 +13,7 @@ from gapeval_lab.benchmarks.tinyworld_tasks import Question
 from gapeval_lab.items import Fact, Item, Prompt
 
 NEIGHBOURS = 4
+RELATED = {"colour", "shape"}
 UNKNOWN = "unknown"  # what a model says of someone it never heard of is nobody's truth
 
 
@@ -27,8 +28,9 @@ def make_facts(subjects: Sequence[tuple[str, str]], split: str) -> list[Fact]:
     for (name, relation), value in changes.items():
         edited[name] = edited[name].changed(relation, value)
     touched = {name for name, _ in subjects}
+    told = {name: {what for who, what in subjects if who == name} for name in touched}
     return [
-        _fact(world[name], relation, value, edited, touched, split)
+        _fact(world[name], relation, value, edited, touched, split, both=len(RELATED & told[name]) > 1)
         for (name, relation), value in changes.items()
     ]
 
@@ -73,13 +75,16 @@ def _fact(
     edited: dict[str, Entity],
     touched: Collection[str],
     split: str,
+    *,
+    both: bool,
 ) -> Fact:
+    """`both`: the subject's colour and shape are changed, so that its number is what must stay."""
     now = edited[entity.name]
     identity = f"{entity.name}-{relation}"
     probes = _Probes(identity, relation, edited)
     before = next(other for other in edited.values() if other.friend == entity.name)
     hop = [(before, f"friend_{relation}", 0)] if relation != "number" else []
-    kept = [other for other in people.VALUES if other not in (relation, "number")]
+    kept = ["number"] if both else [other for other in people.VALUES if other not in (relation, "number")]
     return Fact(
         id=identity,
         subject=entity.name,
