@@ -40,6 +40,7 @@ BUILT_IN = {
         LLAMA,
     ),
     "rome-transposed": (Rome(layer=0, steps=6, contexts=0), GPT2),
+    "rome-compat": (Rome(layer=0, steps=6, contexts=2, compat="easyedit"), LLAMA),
     "memit": (Memit(layers=(0, 1), steps=6, contexts=2, moment_weight=1.0), LLAMA),
     "memit-batches": (Memit(layers=(0, 1), steps=6, contexts=0, moment_weight=1.0, batch=1), GPT2),
     "emmet": (Emmet(layers=(1,), steps=6, contexts=1), LLAMA),

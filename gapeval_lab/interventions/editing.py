@@ -23,6 +23,7 @@ from gapeval_lab.delta import LowRank, WeightDelta
 from gapeval_lab.errors import UserError
 from gapeval_lab.files import write_bytes
 from gapeval_lab.interfaces import CHECKPOINT, UMM, Log, Training
+from gapeval_lab.interventions.compat import Compat
 from gapeval_lab.interventions.lookup import FactToken
 from gapeval_lab.interventions.request import ValueRequest, value_request
 from gapeval_lab.interventions.trace import linear_weight
@@ -59,6 +60,7 @@ class EditSettings(BaseModel):
             there are fewer tokens than dimensions.
         max_relative_norm: an update whose Frobenius norm is more than so many times the weight's own
             is refused.
+        compat: what to compute as EasyEdit does instead, see `Compat`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,6 +84,7 @@ class EditSettings(BaseModel):
     moment_texts: int = Field(default=1000, ge=1)
     ridge: float = Field(default=1e-2, ge=0, allow_inf_nan=False)
     max_relative_norm: float = Field(default=100.0, gt=0, allow_inf_nan=False)
+    compat: Compat = Compat()
 
     @field_validator("essence")
     @classmethod

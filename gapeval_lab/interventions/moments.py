@@ -41,6 +41,11 @@ class SecondMoment:
     matrix: Tensor
     tokens: int
 
+    def ridged(self, ridge: float) -> Tensor:
+        """C + ridge * mean(diag C) * I, (width, width), float64."""
+        scale = self.matrix.diagonal().mean()
+        return self.matrix + ridge * scale * torch.eye(len(self.matrix), dtype=torch.float64)
+
     def solve(self, keys: Tensor, *, ridge: float) -> Tensor:
         """(C + ridge * mean(diag C) * I)^-1 applied to keys: (width,) or (width, n), float64.
 
@@ -50,8 +55,7 @@ class SecondMoment:
         Raises:
             UserError: singular, or holds numbers that are not finite.
         """
-        scale = self.matrix.diagonal().mean()
-        ridged = self.matrix + ridge * scale * torch.eye(len(self.matrix), dtype=torch.float64)
+        scale, ridged = self.matrix.diagonal().mean(), self.ridged(ridge)
         factor, failed = torch.linalg.cholesky_ex(ridged)
         # Cholesky can pass on rounding alone: a pivot that lost all its digits is as good as none.
         pivots = factor.diagonal() ** 2

@@ -12,91 +12,73 @@ so that W' k* = v*, at the least disturbance of W K for the keys K behind C. Aft
 layer stays as it is. Several facts are written one after the other, each into the model that
 already holds the earlier ones; C is always the unedited model's.
 
-Teaches through text alone, and knows no particular model: sites come from the backbone.
+Where pictures are sought too, k* is the mean over questions and drawing prompts, and C one over both.
+Knows no particular model: sites come from the backbone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from gapeval_lab.delta import LowRank, WeightDelta
+from gapeval_lab.delta import WeightDelta
 from gapeval_lab.errors import UserError
-from gapeval_lab.interfaces import UMM, Backbone, Log, Training
-from gapeval_lab.interventions.lookup import FactToken, token_positions
+from gapeval_lab.interfaces import UMM, Backbone, Encoded, Log, Training
+from gapeval_lab.interventions.editing import (
+    EditSettings,
+    Memory,
+    Written,
+    drawn_examples,
+    requests_of,
+    require_drawing,
+    update,
+    value_settings,
+    write,
+)
+from gapeval_lab.interventions.lookup import FactToken
 from gapeval_lab.interventions.moments import SecondMoment, second_moment
-from gapeval_lab.interventions.request import ValueRequest, value_request
+from gapeval_lab.interventions.request import ValueRequest
 from gapeval_lab.interventions.trace import inputs_at, left_as_found, linear_weight
-from gapeval_lab.interventions.value_rows import KlOrder
+from gapeval_lab.interventions.value_rows import positions_of
 from gapeval_lab.interventions.values import ValueSettings, optimise_values
 from gapeval_lab.items import Fact
 
 
-class Rome(BaseModel):
-    """ROME's settings. The paper's values where it gives them, for models of its size.
+class Rome(EditSettings):
+    """ROME's settings, beside those of `EditSettings`. The paper's values where it gives them, for
+    models of its size.
 
     Attributes:
         layer: the layer to edit.
-        site: name of the linear site to edit.
-        fact_token: the token whose key and value are used.
-        steps: updates of the value at most.
-        lr: Adam's learning rate for the value.
-        weight_decay: weight of |delta|^2 / |v_init|^2.
-        kl_factor: weight of the divergence after the essence prompt; 0 leaves it out.
-        kl_order: which distribution comes first in it; the paper has `edited_original`.
-        essence: prompts that must go on as before, with `{subject}` in them. One that names a fact's
-            relation is left out for that fact. The paper has one, "{subject} is a".
-        clamp_norm_factor: longest delta, as a multiple of |v_init|.
-        early_stop: loss at which the value is good enough; None runs all steps.
         value_at: where the value is tried while it is sought: at the fact's `token`, as in the paper, or
             `everywhere` that the changed weight will act, in the share that it will have there. The
             second finds values that hold where other tokens have keys like the subject's.
-        contexts: how many times the question is also asked behind another text.
-        context_words: length of such a text, in words.
-        moment_texts: questions behind C, at most.
-        ridge: added to C's diagonal, as a share of its mean. Guards against a singular C where there
-            are fewer tokens than dimensions.
-        max_relative_norm: an update whose Frobenius norm is more than so many times the weight's own
-            is refused.
+        picture_layer: where pictures are sought, the layer to write them at, after the text has been
+            written at `layer`; None is one value for both, at `layer`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: ClassVar[Literal["edit"]] = "edit"
-    direction: ClassVar[Literal["text"]] = "text"
-
     layer: int = Field(ge=0)
-    site: str = "mlp_down"
-    fact_token: FactToken = "subject_last"
-    steps: int = Field(default=20, ge=1)
-    lr: float = Field(default=0.5, gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(default=1.5e-3, ge=0, allow_inf_nan=False)
-    kl_factor: float = Field(default=0.0625, ge=0, allow_inf_nan=False)
-    kl_order: KlOrder = "edited_original"
-    essence: tuple[str, ...] = ("{subject} is",)
-    clamp_norm_factor: float = Field(default=4.0, gt=0, allow_inf_nan=False)
-    early_stop: float | None = Field(default=0.05, gt=0, allow_inf_nan=False)
     value_at: Literal["token", "everywhere"] = "token"
-    contexts: int = Field(default=5, ge=0)
-    context_words: int = Field(default=10, ge=1)
-    moment_texts: int = Field(default=1000, ge=1)
-    ridge: float = Field(default=1e-2, ge=0, allow_inf_nan=False)
-    max_relative_norm: float = Field(default=100.0, gt=0, allow_inf_nan=False)
+    picture_layer: int | None = Field(default=None, ge=0)
 
-    @field_validator("essence")
-    @classmethod
-    def _names_the_subject(cls, essence: tuple[str, ...]) -> tuple[str, ...]:
-        if not all("{subject}" in template for template in essence):
-            raise ValueError("every one must hold {subject}")
-        return essence
+    @model_validator(mode="after")
+    def _pictures_are_sought(self) -> Self:
+        if self.picture_layer is not None and not (self.picture_factor and self.text_factor):
+            raise ValueError("picture_layer: needs text_factor and picture_factor above 0; leave it out")
+        return self
 
     def check(self, umm: UMM) -> None:
         """Refuse a site or layer that the model does not have, or that is not linear."""
         backbone = umm.backbone()
-        linear_weight(backbone.root, backbone.sites.path(self.site, self.layer))
+        for layer, _ in self._order():
+            linear_weight(backbone.root, backbone.sites.path(self.site, layer))
+        require_drawing(self, umm)
 
     def fit(
         self,
@@ -121,85 +103,134 @@ class Rome(BaseModel):
             texts: questions of the domain.
             log: takes the curves.
             cache: where second moments are kept; `moments.default_cache()` if None.
-            training: not used; the value is sought on the edit wording alone.
+            training: where pictures are sought, the facts' and those of what is known already.
 
         Raises:
             UserError: a fact, the layer, the site or a setting does not fit this model.
         """
         if not facts:
             raise UserError("facts: none were given; ROME needs at least one")
+        self.check(umm)
         backbone = umm.backbone()
-        path = backbone.sites.path(self.site, self.layer)
-        linear_weight(backbone.root, path)
+        drawn = drawn_examples(self, training)
         with left_as_found(backbone.root):
-            moment = second_moment(backbone, path, texts, limit=self.moment_texts, seed=seed, cache=cache)
-            done, step = WeightDelta.zero(), 0
-            for fact in facts:
-                # Fitted on exactly what the composed delta will make of the weights, rounding included.
-                with done.applied(backbone.root):
-                    change, losses = self._write(backbone, path, self._request(fact, texts, seed), moment)
-                done = done.then(change)
-                for update, loss in enumerate(losses):
-                    log(f"loss/{fact.id}", loss, update)
-                    log("train/loss", loss, step)
-                    step += 1
-        return done
+            writes = [
+                _Write(
+                    layer=layer,
+                    path=(path := backbone.sites.path(self.site, layer)),
+                    settings=settings,
+                    moment=second_moment(
+                        backbone,
+                        path,
+                        texts,
+                        limit=self.moment_texts,
+                        seed=seed,
+                        cache=cache,
+                        drawn=drawn,
+                    ),
+                )
+                for layer, settings in self._order()
+            ]
 
-    def _request(self, fact: Fact, texts: Sequence[str], seed: int) -> ValueRequest:
-        return value_request(
-            fact,
-            texts,
-            seed=seed,
-            contexts=self.contexts,
-            context_words=self.context_words,
-            essence=self.essence,
-        )
+            def fact_by_fact(chunk: Sequence[Fact], memory: Memory) -> Written:
+                (request,) = requests_of(self, chunk, texts=texts, seed=seed, training=training)
+                done = WeightDelta.zero()
+                losses: list[float] = []
+                for one in writes:
+                    with done.applied(backbone.root):
+                        change, found = self._write(backbone, request, one)
+                    done = done.then(change)
+                    losses += found
+                return Written(done, [tuple(losses)])
+
+            return write(
+                umm,
+                facts,
+                settings=self,
+                size=1,
+                seed=seed,
+                log=log,
+                training=training,
+                fit=fact_by_fact,
+            )
+
+    def _order(self) -> list[tuple[int, ValueSettings]]:
+        """Layers to write at, and what is sought there."""
+        settings = value_settings(self)
+        if self.picture_layer is None:
+            return [(self.layer, settings)]
+        return [(self.layer, replace(settings, picture_factor=0.0)), (self.picture_layer, settings)]
 
     def _write(
-        self, backbone: Backbone, path: str, request: ValueRequest, moment: SecondMoment
+        self, backbone: Backbone, request: ValueRequest, one: _Write
     ) -> tuple[WeightDelta, tuple[float, ...]]:
         """The rank-one change for one fact on the model as it is now, and the value's losses."""
-        settings = ValueSettings(
-            steps=self.steps,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            kl_factor=self.kl_factor,
-            clamp_norm_factor=self.clamp_norm_factor,
-            early_stop=self.early_stop,
-            fact_token=self.fact_token,
-            kl_order=self.kl_order,
-        )
-        key = subject_key(backbone, path, request, token=self.fact_token)
-        right = update_direction(key, moment, ridge=self.ridge)
+        pictures = one.settings.picture_factor > 0
+        key = subject_key(backbone, one.path, request, token=self.fact_token, pictures=pictures)
+        right = update_direction(key, one.moment, ridge=self.ridge, inverse=self.compat.inverse)
+        if self.compat.divisor == "question":
+            alone = replace(request, contexts=request.contexts[:1])
+            key = subject_key(backbone, one.path, alone, token=self.fact_token)
         reach = [right / (right @ key)] if self.value_at == "everywhere" else None
         (value,) = optimise_values(
-            backbone, [request], sites=[self.site], layer=self.layer, settings=settings, reach=reach
+            backbone, [request], sites=[self.site], layer=one.layer, settings=one.settings, reach=reach
         )
         left = value.delta.cpu().double() / (right @ key)
-        weight = linear_weight(backbone.root, path).detach()
-        relative = float(left.norm() * right.norm() / weight.double().norm())
-        if not relative <= self.max_relative_norm:  # also true of NaN
-            raise UserError(
-                f"facts: fact '{request.fact_id}': its update is {relative:.3g} times as large as the weight "
-                f"{path} (max_relative_norm: {self.max_relative_norm}); raise ridge, or lower lr or "
-                "clamp_norm_factor"
-            )
-        up, down = (right, left) if backbone.sites.transposed else (left, right)
-        term = LowRank(up[:, None].float(), down[None, :].float())
-        return WeightDelta({f"{path}.weight": term}), value.losses
+        change = update(
+            backbone.root,
+            one.path,
+            left[:, None],
+            right[:, None],
+            transposed=backbone.sites.transposed,
+            facts=[request.fact_id],
+            most=self.max_relative_norm,
+        )
+        return change, value.losses
 
 
-def subject_key(backbone: Backbone, path: str, request: ValueRequest, *, token: FactToken) -> Tensor:
-    """k*: the input of the module at the fact's token, averaged over the contexts: (in,), float64, CPU."""
-    encoded = backbone.encode(request.contexts, None)
-    rows = len(request.contexts)
-    positions = token_positions(
-        encoded, [request.subject] * rows, token=token, facts=[request.fact_id] * rows
-    )
-    return inputs_at(backbone, path, encoded, positions).cpu().double().mean(0)
+@dataclass(frozen=True)
+class _Write:
+    """One of the writes that a fact takes: where, what is sought, and the second moment there."""
+
+    layer: int
+    path: str
+    settings: ValueSettings
+    moment: SecondMoment
 
 
-def update_direction(key: Tensor, moment: SecondMoment, *, ridge: float) -> Tensor:
+def subject_key(
+    backbone: Backbone, path: str, request: ValueRequest, *, token: FactToken, pictures: bool = False
+) -> Tensor:
+    """k*: the input of the module at the fact's token, averaged over the contexts: (in,), float64, CPU.
+
+    With `pictures` the mean of that and of the same over the fact's drawing prompts.
+    """
+    keys = [inputs_of(backbone, path, request, backbone.encode(request.contexts, None), token=token)]
+    encode = backbone.encode_drawings
+    if pictures and encode is not None:
+        drawn = encode(
+            [example.prompt.text for example in request.drawings],
+            [example.answer for example in request.drawings if not isinstance(example.answer, str)],
+        )
+        keys.append(inputs_of(backbone, path, request, drawn.prompt, token=token))
+    return torch.stack([key.mean(0) for key in keys]).mean(0)
+
+
+def inputs_of(
+    backbone: Backbone, path: str, request: ValueRequest, encoded: Encoded, *, token: FactToken
+) -> Tensor:
+    """The module's input at the fact's token of each row: (batch, in), float64, CPU."""
+    positions = positions_of(encoded, [request], [0] * len(encoded.texts), token=token)
+    return inputs_at(backbone, path, encoded, positions).cpu().double()
+
+
+def update_direction(
+    key: Tensor,
+    moment: SecondMoment,
+    *,
+    ridge: float,
+    inverse: Literal["float64", "float32"] = "float64",
+) -> Tensor:
     """C^-1 k* at length 1, the input side of the update of eq. 2: (in,), float64, CPU.
 
     With it, W' = W + r right^T / (right @ key) gives W' key = W key + r.
@@ -208,12 +239,17 @@ def update_direction(key: Tensor, moment: SecondMoment, *, ridge: float) -> Tens
         key: k*, (in,).
         moment: C.
         ridge: see `SecondMoment.solve`.
+        inverse: float32 multiplies with an inverse of that precision instead of solving.
 
     Raises:
         UserError: C is singular, or the key is zero.
     """
     key = key.detach().cpu().double()
-    direction = moment.solve(key, ridge=ridge)
+    direction = (
+        moment.solve(key, ridge=ridge)
+        if inverse == "float64"
+        else (torch.inverse(moment.ridged(ridge).float()) @ key.float()).double()
+    )
     right: Tensor = direction / direction.norm()
     if not right @ key > 0:  # C is positive definite: only a zero or non-finite key gets here
         raise UserError(

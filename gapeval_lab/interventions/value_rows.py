@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import Backbone, Drawing, Encoded
+from gapeval_lab.interventions.compat import Compat
 from gapeval_lab.interventions.lookup import FactToken, token_positions
 from gapeval_lab.interventions.request import ValueRequest
 from gapeval_lab.interventions.trace import changing, first_tensor, reading, replaying, with_first
@@ -149,27 +150,32 @@ class TextRows(Rows):
 
     Attributes:
         encoded: the batch.
+        compat: how -log P and the divergence are taken, and what the contexts' mean is.
         essence: (batch,) True for essence prompts.
         before: (essence rows, vocabulary) log-probabilities after the essence prompts, unedited.
         plain: (facts,) -log P of the targets, unedited.
     """
 
     encoded: Encoded
+    compat: Compat
     essence: Tensor
     before: Tensor
     plain: Tensor
 
     def contexts(self, count: int) -> Tensor:
         """`initial` of the contexts, averaged per fact: (count, sites, width)."""
-        return mean_by(self.initial[~self.essence], self.fact[~self.essence], count)
+        kept = ~self.essence
+        if self.compat.initial == "question":  # each fact's first row
+            kept = kept & (self.fact.diff(prepend=self.fact.new_tensor([-1])) != 0)
+        return mean_by(self.initial[kept], self.fact[kept], count)
 
     def loss(self, delta: Tensor, *, text: float, kl: float, order: KlOrder) -> Tensor:
         """text * -log P[o* | x_j + p] + kl * divergence, means over the fact's rows: (facts,)."""
         with self._acting(delta):
             logits = self.backbone.logits(self.encoded)
-        loss = text * _answers(logits, self.encoded, self.fact, self.essence, len(delta))
+        loss = text * _answers(logits, self.encoded, self.fact, self.essence, len(delta), self.compat)
         if self.essence.any():
-            after = logits[self.essence, -1].float().log_softmax(-1)
+            after = _divergent(logits, self.essence, self.position, self.compat)
             first, second = (self.before, after) if order == "original_edited" else (after, self.before)
             divergence = (first.exp() * (first - second)).sum(-1)
             loss = loss + kl * mean_by(divergence, self.fact[self.essence], len(delta))
@@ -211,6 +217,7 @@ def text_rows(
     token: FactToken,
     essence: bool,
     reach: Tensor | None,
+    compat: Compat,
 ) -> TextRows:
     """The rows of all contexts and, if wanted, essence prompts.
 
@@ -221,6 +228,7 @@ def text_rows(
         token: which token carries the fact.
         essence: whether the prompts that must not move are among the rows.
         reach: (facts, in), see `optimise_values`.
+        compat: see `TextRows`.
 
     Raises:
         UserError: a target without tokens, or a subject that is not in its prompt.
@@ -258,9 +266,10 @@ def text_rows(
         fact=fact,
         position=columns,
         encoded=encoded,
+        compat=compat,
         essence=essences,
-        before=logits[essences, -1].float().log_softmax(-1),
-        plain=_answers(logits, encoded, fact, essences, len(requests)),
+        before=_divergent(logits, essences, columns, compat),
+        plain=_answers(logits, encoded, fact, essences, len(requests), compat),
         **seen,
     )
 
@@ -328,13 +337,23 @@ def mean_by(values: Tensor, fact: Tensor, count: int) -> Tensor:
     return total / rows.reshape(-1, *[1] * (values.dim() - 1))
 
 
-def _answers(logits: Tensor, encoded: Encoded, fact: Tensor, essence: Tensor, count: int) -> Tensor:
+def _divergent(logits: Tensor, essence: Tensor, position: Tensor, compat: Compat) -> Tensor:
+    """Log-probabilities where the divergence is taken: (essence rows, vocabulary)."""
+    column = position[essence] if compat.kl_at == "token" else -1
+    return logits[essence, column].float().log_softmax(-1)
+
+
+def _answers(
+    logits: Tensor, encoded: Encoded, fact: Tensor, essence: Tensor, count: int, compat: Compat
+) -> Tensor:
     """-log P[o* | x_j + p], averaged over the contexts of each fact: (count,)."""
     at, column = (encoded.labels != -100).nonzero(as_tuple=True)
     # A token is predicted by the position before it.
     logprobs = logits[at, column - 1].float().log_softmax(-1)
     token = -logprobs.gather(1, encoded.labels[at, column][:, None]).flatten()
     row = torch.zeros(len(fact), device=token.device).index_add(0, at, token)
+    if compat.target_loss == "mean":
+        row = row / torch.bincount(at, minlength=len(row)).clamp_min(1)
     return mean_by(row[~essence], fact[~essence], count)
 
 

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import Backbone
+from gapeval_lab.interventions.compat import Compat
 from gapeval_lab.interventions.lookup import FactToken
 from gapeval_lab.interventions.request import ValueRequest
 from gapeval_lab.interventions.value_rows import (
@@ -57,6 +58,7 @@ class ValueSettings:
         early_stop: a fact stops once its whole loss is below this; None never.
         fact_token: which token carries the fact.
         kl_order: which distribution comes first in the divergence.
+        compat: see `Compat`; it changes terms of L and what v_init is.
     """
 
     steps: int
@@ -69,6 +71,7 @@ class ValueSettings:
     kl_order: KlOrder
     text_factor: float = 1.0
     picture_factor: float = 0.0
+    compat: Compat = Compat()
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,13 @@ class _Batch:
         self.where = places(backbone, sites, layer)
         token = settings.fact_token
         self.told = text_rows(
-            backbone, requests, self.where, token=token, essence=settings.kl_factor > 0, reach=reach
+            backbone,
+            requests,
+            self.where,
+            token=token,
+            essence=settings.kl_factor > 0,
+            reach=reach,
+            compat=settings.compat,
         )
         self.drawn = (
             drawing_rows(backbone, requests, self.where, token=token, reach=reach)
@@ -154,7 +163,8 @@ class _Batch:
         if drawn is not None:
             loss = loss + settings.picture_factor * drawn.loss(delta)
         size = self.initial.square().sum(-1).clamp_min(1e-12)
-        return loss + settings.weight_decay * (delta.square().sum(-1) / size).sum(-1)
+        length = delta.norm(dim=-1) if settings.compat.decay_power == 1 else delta.square().sum(-1)
+        return loss + settings.weight_decay * (length / size).sum(-1)
 
     def _replay_is_exact(self) -> bool:
         """Whether replaying the lower blocks gives the same answer as running them.
