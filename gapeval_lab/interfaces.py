@@ -33,6 +33,9 @@ Side = Literal["text", "image", "both"]
 ADAPTER, CHECKPOINT = "adapter", "checkpoint.pt"
 """What training leaves in `Training.folder`: a folder in its library's format, and the state on the way."""
 
+ENGINE_LOG = "engine.txt"
+"""What an engine of others' making printed, in `Training.folder`."""
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -77,7 +80,8 @@ class Sites:
     Attributes:
         templates: site name -> module path with one `{}` for the layer; the field's names are
             `block`, `attn_q`, `attn_k`, `attn_v`, `attn_out`, `mlp_down`, `mlp_up`, `mlp_gate`. E.g.
-            {"mlp_down": "model.language_model.layers.{}.mlp.down_proj"}.
+            {"mlp_down": "model.language_model.layers.{}.mlp.down_proj"}. Two are there once, without
+            `{}`: `final_norm`, after the last block, and `head`, which gives the text logits.
         layers: number of layers; valid layers are 0 to layers - 1.
         transposed: True where weights are stored (in, out), as GPT-2's Conv1D does; stated, since
             a square matrix cannot tell.

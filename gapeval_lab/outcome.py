@@ -180,6 +180,7 @@ class Outcome(Record):
     kept_before: list[dict[Literal["text", "image"], float | None]] = []  # `Stage.kept`, before everything
     merge_error: float | None = None  # what rounding to the weights' type lost, as a share of the delta
     adapter: str | None = None  # folder of the adapter in its library's own format
+    engine_logs: list[str] = []  # files of what engines of others' making printed
     emergence: Emergence | None = None  # of a recipe with one intervention; else each stage has its own
     curves: dict[str, list[tuple[int, float]]]  # what the intervention logged while it fitted
     seconds: dict[str, float]  # phase -> wall time

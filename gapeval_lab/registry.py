@@ -25,6 +25,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
         "judges": {"exact": "gapeval_lab.judges.exact:Exact"},
         "interventions": {
             "alphaedit": "gapeval_lab.interventions.alphaedit:AlphaEdit",
+            "easyedit": "gapeval_lab.interventions.easyedit:EasyEdit",
             "emmet": "gapeval_lab.interventions.emmet:Emmet",
             "finetune": "gapeval_lab.interventions.finetune:FineTune",
             "lora": "gapeval_lab.interventions.lora:Lora",

@@ -25,7 +25,7 @@ from gapeval_lab.gap.records import GapReport
 from gapeval_lab.gap.score import gap_report
 from gapeval_lab.gap.shift import shift_report
 from gapeval_lab.gap.table import ItemVerdict, cells
-from gapeval_lab.interfaces import ADAPTER, side_of
+from gapeval_lab.interfaces import ADAPTER, ENGINE_LOG, side_of
 from gapeval_lab.item_rows import item_rows
 from gapeval_lab.items import Direction, Example, Fact
 from gapeval_lab.outcome import Outcome, PhaseResult
@@ -244,6 +244,11 @@ class Runner:
             kept_before=kept_before,
             merge_error=rounding(delta, self.root) if fitted else None,
             adapter=ADAPTER if (self.work / ADAPTER).is_dir() else None,
+            engine_logs=[
+                file.relative_to(self.work).as_posix()
+                for pattern in (ENGINE_LOG, f"stages/*/{ENGINE_LOG}")
+                for file in sorted(self.work.glob(pattern))
+            ],
             emergence=fitted[0].emergence if len(fitted) == 1 else None,
             curves=_joined(fitted),
             seconds={name: round(value, 3) for name, value in bench.seconds.items()},

@@ -273,9 +273,7 @@ def _before_only(outcome: Outcome) -> Outcome:
             "identity_shift": None,
             "quality": None,
             "delta_file": None,
-            "delta_address": None,
             "delta_norms": {},
-            "delta_spectrum": {},
             "curves": {},
             "seconds": {name: value for name, value in outcome.seconds.items() if name == "before"},
         }

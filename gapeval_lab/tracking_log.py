@@ -121,6 +121,9 @@ def _stage_artifacts(outcome: Outcome, found: Sequence[Pair], *, folder: Path, s
         report = folder / "report.html"
         if report.exists():
             shutil.copyfile(report, stage / "report.html")
+    for name in outcome.engine_logs:
+        (stage / "logs" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, stage / "logs" / name)
     for table in made:
         table.write(stage)
     if outcome.recipe_text:

@@ -96,7 +96,7 @@ HEAVY: dict[str, set[str]] = {
 }
 """Which heavy packages a module may import when it is imported. Inside functions all may, but see OWNERS."""
 
-OWNERS = {"mlflow": "tracking", "optuna": "search"}
+OWNERS = {"mlflow": "tracking", "optuna": "search", "easyeditor": "interventions"}
 """Packages that one module alone may import, wherever in the file."""
 
 LONGEST_FILE = 400
@@ -278,6 +278,13 @@ def test_the_checker_can_fail(module, source, expected):
 )
 def test_the_checker_lets_pass_what_the_design_allows(module, source):
     assert violations(module, source) == []
+
+
+def test_the_test_line_is_the_same_in_the_readme_and_in_ci() -> None:
+    root = PACKAGE.parent
+    lines = (root / "README.md").read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in lines if line.endswith("/pytest")]
+    assert line in (root / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
 def test_the_readme_names_every_file() -> None:

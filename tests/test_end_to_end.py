@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engines import NEEDS_EASYEDIT
 
 EDIT = ("--recipe", "rome_world_knowledge", "--limit", "16", "evaluation.official=false")
 INJECT = (
@@ -101,6 +102,26 @@ def test_an_injection_killed_while_it_trains_ends_with_the_same_adapter(tmp_path
     files = [next(home.rglob("adapter/adapter_model.safetensors")).read_bytes() for home in (one, two)]
     assert files[0] == files[1]
     assert finished_kinds(two) == ["baseline", "inject"]
+
+
+@NEEDS_EASYEDIT
+def test_an_edit_with_easyedits_own_code(tmp_path: Path) -> None:
+    """Through its recipe: facts told and drawn, weights back, and what it printed beside the run."""
+    printed, outcome = finish(
+        tmp_path,
+        *("--recipe", "easyedit_rome_world_knowledge", "--limit", "8", "evaluation.official=false"),
+        *("facts.count=2", "controls.placebo=false"),
+    )
+    assert outcome["reverted"] is True and outcome["engine_logs"] == ["engine.txt"]
+    told = outcome["quality"]["target_logprob"]["text"]
+    assert told["after"]["value"] > told["before"]["value"] + 5
+    assert set(outcome["curves"]) >= {"train/loss", *(f"loss/{fact['id']}" for fact in outcome["facts"])}
+    assert "Executing ROME" not in printed and "loss " not in printed
+    (kept,) = (tmp_path / "mlruns" / "outcomes").rglob("engine.txt")
+    assert kept.read_text().count("Executing ROME") == 2
+    (logged,) = (tmp_path / "mlruns" / "artifacts").rglob("engine.txt")  # the baseline has none
+    assert logged.read_text() == kept.read_text()
+    assert finished_kinds(tmp_path) == ["baseline", "edit"]
 
 
 def kill_when(reached: Callable[[], bool], home: Path, *arguments: str) -> None:

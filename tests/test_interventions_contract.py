@@ -15,12 +15,14 @@ from contracts import (
     leaves_global_random_state_alone,
     leaves_the_model_as_it_was,
 )
+from engines import NEEDS_EASYEDIT
 from pydantic import BaseModel, ConfigDict
 from tiny_lm import TEXTS, fact, tiny_umm
 
 from gapeval_lab.delta import LowRank, WeightDelta, fingerprint
 from gapeval_lab.delta_file import Origin
 from gapeval_lab.interventions.alphaedit import AlphaEdit
+from gapeval_lab.interventions.easyedit import EasyEdit
 from gapeval_lab.interventions.emmet import Emmet
 from gapeval_lab.interventions.finetune import FineTune
 from gapeval_lab.interventions.lora import Lora
@@ -63,6 +65,22 @@ BUILT_IN = {
     "ft-m": (FineTune(direction="text", layer=1, lr=1e-3, steps=6, optimiser="adam"), GPT2),
 }
 
+ENGINE = {
+    "easyedit-rome": (EasyEdit(method="ROME", layer=0, v_num_grad_steps=7, contexts=2), LLAMA),
+    "easyedit-rome-transposed": (EasyEdit(method="ROME", layer=0, v_num_grad_steps=7, contexts=0), GPT2),
+    "easyedit-memit": (
+        EasyEdit(
+            method="MEMIT", layers=(0, 1), v_num_grad_steps=7, contexts=2, mom2_update_weight=1e-2, v_lr=0.2
+        ),
+        LLAMA,
+    ),
+    "easyedit-memit-transposed": (
+        EasyEdit(method="MEMIT", layers=(0, 1), v_num_grad_steps=7, contexts=0, mom2_update_weight=1e-2),
+        GPT2,
+    ),
+    "easyedit-ft": (EasyEdit(method="FT", layer=1, num_steps=6, lr=1e-3, norm_constraint=4e-3), LLAMA),
+}
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +109,14 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("check", INTERVENTION_CHECKS, ids=lambda check: check.__name__)
 def test_contract_of_a_stored_delta(check: Callable[[Any, Case], None], stored: Path) -> None:
     check(Saved(delta=str(stored), direction="text"), LLAMA)
+
+
+@NEEDS_EASYEDIT
+@pytest.mark.parametrize("check", INTERVENTION_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", ENGINE)
+def test_contract_of_the_engine(name: str, check: Callable[[Any, Case], None]) -> None:
+    intervention, case = ENGINE[name]
+    check(intervention, case)
 
 
 class Careless(BaseModel):

@@ -222,6 +222,8 @@ def _llama(words: int) -> tuple[nn.Module, Sites]:
         "attn_out": "model.layers.{}.self_attn.o_proj",
         "mlp_down": "model.layers.{}.mlp.down_proj",
         "mlp_up": "model.layers.{}.mlp.up_proj",
+        "final_norm": "model.norm",
+        "head": "lm_head",
     }
     return LlamaForCausalLM(config), Sites(templates, layers=LAYERS)
 
@@ -243,6 +245,8 @@ def _gpt2(words: int) -> tuple[nn.Module, Sites]:
         "block": "transformer.h.{}",
         "attn_out": "transformer.h.{}.attn.c_proj",
         "mlp_down": "transformer.h.{}.mlp.c_proj",
+        "final_norm": "transformer.ln_f",
+        "head": "lm_head",
     }
     return GPT2LMHeadModel(config), Sites(templates, layers=LAYERS, transposed=True)
 

@@ -36,6 +36,8 @@ SITES: Final = {
     "mlp_up": f"{_BLOCK}.mlp.up_proj",
     "mlp_gate": f"{_BLOCK}.mlp.gate_proj",
     "mlp_down": f"{_BLOCK}.mlp.down_proj",
+    "final_norm": "model.language_model.norm",
+    "head": "lm_head",
 }
 
 
