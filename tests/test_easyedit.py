@@ -23,6 +23,7 @@ from gapeval_lab.interventions import easyedit
 from gapeval_lab.interventions.compat import EASYEDIT
 from gapeval_lab.interventions.easyedit import EasyEdit
 from gapeval_lab.interventions.easyedit_source import find_source, opened
+from gapeval_lab.interventions.memit import Memit
 from gapeval_lab.interventions.rome import Rome
 from gapeval_lab.items import Direction, Example, Fact, Prompt
 from gapeval_lab.recipe import resolve
@@ -93,6 +94,8 @@ def native(method: EasyEdit, **others: Any) -> Rome:
 
 
 PARITY = 1e-5
+MEMITS_OWN = ("target_loss", "decay_power", "initial", "kl_at")
+"""The differences that its MEMIT has as well; the others are ROME's."""
 """Relative difference of the deltas; measured: 3e-6 at most, float32 rounding."""
 
 
@@ -110,6 +113,87 @@ def test_native_rome_gives_the_same_delta_on_a_umm(janus: Any, tinyworld: Any) -
     engine = EasyEdit(method="ROME", layer=0, contexts=2, ridge=0.05)
     one, other = (fit(method, janus, facts, texts=texts) for method in (native(engine), engine))
     assert relative(one, other) < PARITY
+
+
+def native_memit(method: EasyEdit, **others: Any) -> Memit:
+    """The native MEMIT with EasyEdit's defaults and ways."""
+    settings: dict[str, Any] = {
+        "layers": method.layers,
+        "steps": (method.v_num_grad_steps or 25) - 1,
+        "lr": method.v_lr or 0.5,
+        "weight_decay": 0.5 if method.v_weight_decay is None else method.v_weight_decay,
+        "clamp_norm_factor": method.clamp_norm_factor or 0.75,
+        "essence": ("{subject} is a",),
+        "moment_weight": method.mom2_update_weight,
+        "contexts": method.contexts,
+        "key_mean": "kinds",
+        "shared_contexts": True,
+        "compat": "easyedit",
+    }
+    return Memit(**{**settings, **others})
+
+
+def memit_engine(contexts: int) -> EasyEdit:
+    """Few contexts or many, with every hyperparameter stated."""
+    return EasyEdit(
+        method="MEMIT",
+        layers=(0, 1),
+        contexts=contexts,
+        v_num_grad_steps=8,
+        v_lr=0.3,
+        v_weight_decay=0.2,
+        clamp_norm_factor=2.0,
+        mom2_update_weight=0.05,
+    )
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize(("contexts", "count"), [(0, 1), (3, 10)])
+def test_native_memit_gives_the_same_delta(kind: str, contexts: int, count: int) -> None:
+    umm, facts = tiny_umm(kind, steps=STEPS), [fact(number) for number in range(count)]
+    engine = memit_engine(contexts)
+    assert relative(fit(native_memit(engine), umm, facts), fit(engine, umm, facts)) < PARITY
+
+
+def test_native_memit_gives_the_same_delta_on_a_umm(janus: Any, tinyworld: Any) -> None:
+    facts, texts = tinyworld
+    engine = memit_engine(2)
+    one, other = (fit(method, janus, facts, texts=texts) for method in (native_memit(engine), engine))
+    assert relative(one, other) < PARITY
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *({"compat": {key: value for key, value in EASYEDIT.items() if key != name}} for name in MEMITS_OWN),
+        {"steps": 8},
+        {"early_stop": None},
+        {"essence": ("the shape of {subject} is",)},
+        {"kl_order": "original_edited"},
+        {"key_mean": "contexts"},
+        {"shared_contexts": False},
+        {"moment_weight": 0.06},
+    ],
+    ids=[
+        *MEMITS_OWN,
+        "steps",
+        "early_stop",
+        "essence",
+        "kl_order",
+        "key_mean",
+        "shared_contexts",
+        "moment_weight",
+    ],
+)
+def test_each_difference_breaks_memits_parity(other: dict[str, Any]) -> None:
+    apart = []
+    for kind, contexts, updates in (("gpt2", 3, 8), ("llama", 0, 25)):  # the second stops early
+        umm, facts = tiny_umm(kind, steps=STEPS), [fact(0), fact(5)]
+        engine = memit_engine(contexts).model_copy(
+            update={"v_num_grad_steps": updates, "clamp_norm_factor": 8}
+        )
+        apart.append(relative(fit(native_memit(engine, **other), umm, facts), fit(engine, umm, facts)))
+    assert max(apart) > PARITY
 
 
 def test_parity_in_the_other_precision() -> None:

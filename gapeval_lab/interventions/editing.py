@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -119,9 +119,12 @@ def requests_of(
     texts: Sequence[str],
     seed: int,
     training: Training | None,
+    shared: bool = False,
 ) -> list[ValueRequest]:
-    """What a value is sought for, per fact."""
-    return [
+    """What a value is sought for, per fact; `shared`: all are asked behind the first one's contexts."""
+    if shared:
+        texts = [text for text in texts if not any(fact.subject in text for fact in facts)]
+    found = [
         value_request(
             fact,
             texts,
@@ -134,6 +137,11 @@ def requests_of(
         )
         for fact in facts
     ]
+    if not shared:
+        return found
+    bare = found[0].contexts[0]
+    starts = [context.removesuffix(bare) for context in found[0].contexts]
+    return [replace(one, contexts=tuple(start + one.contexts[0] for start in starts)) for one in found]
 
 
 def drawn_examples(settings: EditSettings, training: Training | None) -> list[Example]:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -48,6 +49,9 @@ from gapeval_lab.items import Fact
 ROWS = 256  # prompts per pass while keys are read
 
 
+KeyMean = Literal["contexts", "kinds"]
+
+
 class SpreadSettings(EditSettings):
     """Settings of methods of this shape, beside those of `EditSettings`. Fields only.
 
@@ -55,10 +59,15 @@ class SpreadSettings(EditSettings):
         layers: the layers to edit, from the lowest to the highest.
         batch: facts written together; None is all of them. The next batch is sought and written in
             the model that holds the earlier ones.
+        key_mean: a key is the mean over all contexts, or over the two `kinds` of them, the bare question
+            and those behind another text, as EasyEdit has it.
+        shared_contexts: whether the facts of a batch are asked behind the same texts, as in EasyEdit.
     """
 
     layers: tuple[int, ...] = Field(min_length=1)
     batch: int | None = Field(default=None, ge=1)
+    key_mean: KeyMean = "contexts"
+    shared_contexts: bool = False
 
     @field_validator("layers")
     @classmethod
@@ -134,7 +143,14 @@ def fit(
         ]
 
         def batch(chunk: Sequence[Fact], memory: Memory) -> Written:
-            requests = requests_of(settings, chunk, texts=texts, seed=seed, training=training)
+            requests = requests_of(
+                settings,
+                chunk,
+                texts=texts,
+                seed=seed,
+                training=training,
+                shared=settings.shared_contexts,
+            )
             return _write(settings, shape, backbone, requests, list(zip(paths, moments, strict=True)), memory)
 
         return write(
@@ -163,7 +179,13 @@ def _write(
         backbone, requests, sites=shape.goals, layer=highest, settings=value_settings(settings)
     )
     delta = torch.stack([value.delta for value in values]).cpu().double()
-    prompts = _Prompts(backbone, requests, token=settings.fact_token, pictures=settings.picture_factor > 0)
+    prompts = _Prompts(
+        backbone,
+        requests,
+        token=settings.fact_token,
+        pictures=settings.picture_factor > 0,
+        key_mean=settings.key_mean,
+    )
     goal = backbone.sites.path(shape.goals[0], highest)
     wanted, done = None, WeightDelta.zero()
     for left, (path, moment) in zip(range(len(sites), 0, -1), sites, strict=True):
@@ -193,9 +215,16 @@ class _Prompts:
     """
 
     def __init__(
-        self, backbone: Backbone, requests: Sequence[ValueRequest], *, token: FactToken, pictures: bool
+        self,
+        backbone: Backbone,
+        requests: Sequence[ValueRequest],
+        *,
+        token: FactToken,
+        pictures: bool,
+        key_mean: KeyMean = "contexts",
     ) -> None:
         self._backbone, self._requests, self._token = backbone, requests, token
+        self._key_mean = key_mean
         told = [(index, text) for index, request in enumerate(requests) for text in request.contexts]
         self._parts = [(told, backbone.encode)]
         self.owners = list(range(len(requests)))
@@ -223,9 +252,15 @@ class _Prompts:
                 for start in range(0, len(rows), ROWS)
             ]
             owners = [index for index, _ in rows]
-            fact = torch.tensor(owners)
-            keys.append(mean_by(torch.cat([key for key, _ in seen]), fact, len(self._requests)))
-            first = [owners.index(index) for index in range(len(self._requests))]
+            fact, count = torch.tensor(owners), len(self._requests)
+            found = torch.cat([key for key, _ in seen])
+            first = [owners.index(index) for index in range(count)]
+            mean = mean_by(found, fact, count)
+            if self._key_mean == "kinds" and len(owners) > count:
+                others = torch.ones(len(owners), dtype=torch.bool)
+                others[first] = False
+                mean = (found[first] + mean_by(found[others], fact[others], count)) / 2
+            keys.append(mean)
             states.append(torch.cat([state for _, state in seen])[first])
         return torch.cat(keys), torch.cat(states)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import Backbone, Drawing, Encoded
+from gapeval_lab.interventions.batches import chosen, stacked
 from gapeval_lab.interventions.compat import Compat
 from gapeval_lab.interventions.lookup import FactToken, token_positions
 from gapeval_lab.interventions.request import ValueRequest
@@ -184,7 +185,7 @@ class TextRows(Rows):
     def of(self, facts: Tensor) -> TextRows:
         """The rows of some facts; `facts` is a boolean per fact."""
         keep = facts[self.fact]
-        kept = _rows(self.encoded, keep)
+        kept = chosen(self.encoded, keep)
         return self._of(
             keep, encoded=kept, essence=self.essence[keep], before=self.before[keep[self.essence]]
         )
@@ -206,7 +207,7 @@ class DrawingRows(Rows):
     def of(self, facts: Tensor) -> DrawingRows:
         """The rows of some facts; `facts` is a boolean per fact."""
         keep = facts[self.fact]
-        return self._of(keep, drawing=Drawing(_rows(self.drawing.prompt, keep), self.drawing.codes[keep]))
+        return self._of(keep, drawing=Drawing(chosen(self.drawing.prompt, keep), self.drawing.codes[keep]))
 
 
 def text_rows(
@@ -244,7 +245,7 @@ def text_rows(
         extra = backbone.encode([text for _, text in kept], None)
         owners = [index for index, _ in kept]
         found = positions_of(extra, requests, owners, token=token)
-        encoded, shifts = _stack(encoded, extra)
+        encoded, shifts = stacked(encoded, extra)
         position = [column + shifts[0] for column in position] + [column + shifts[1] for column in found]
         facts = facts + owners
         marks += [True] * len(kept)
@@ -366,40 +367,3 @@ def _require_targets(encoded: Encoded, requests: Sequence[ValueRequest]) -> None
                 f"facts: fact '{request.fact_id}': target_new '{request.target}' has no tokens in this "
                 "model's vocabulary; write another target"
             )
-
-
-def _rows(encoded: Encoded, keep: Tensor) -> Encoded:
-    """Some rows of a batch."""
-    rows = keep.nonzero().flatten().tolist()
-    return Encoded(
-        input_ids=encoded.input_ids[keep],
-        attention_mask=encoded.attention_mask[keep],
-        labels=encoded.labels[keep],
-        texts=[encoded.texts[row] for row in rows],
-        offsets=[encoded.offsets[row] for row in rows],
-    )
-
-
-def _stack(first: Encoded, second: Encoded) -> tuple[Encoded, tuple[int, int]]:
-    """Two batches as one, padded on the left, and how far the columns of each moved."""
-    width = max(first.input_ids.shape[1], second.input_ids.shape[1])
-    shifts = (width - first.input_ids.shape[1], width - second.input_ids.shape[1])
-
-    def joined(one: Tensor, two: Tensor, fill: int) -> Tensor:
-        parts = zip((one, two), shifts, strict=True)
-        return torch.cat([torch.nn.functional.pad(part, (shift, 0), value=fill) for part, shift in parts])
-
-    offsets = [
-        [(0, 0)] * shift + spans
-        for part, shift in zip((first, second), shifts, strict=True)
-        for spans in part.offsets
-    ]
-    encoded = Encoded(
-        # Masked positions may hold any id.
-        input_ids=joined(first.input_ids, second.input_ids, 0),
-        attention_mask=joined(first.attention_mask, second.attention_mask, 0),
-        labels=joined(first.labels, second.labels, -100),
-        texts=[*first.texts, *second.texts],
-        offsets=offsets,
-    )
-    return encoded, shifts
