@@ -106,8 +106,8 @@ def test_what_the_search_sees_everywhere_is_what_the_edited_model_draws(
 
 
 def test_a_joint_edit_draws_better_than_one_in_text_alone(umm: Any, texts: list[str]) -> None:
-    """Facts about inhabitants that the model was told of and never shown."""
-    facts = list(read_facts("facts/world_knowledge.jsonl", split="dev")[-2:])
+    """Facts about inhabitants that the model was told of and never shown; what is left of the loss."""
+    facts = list(read_facts("facts/world_knowledge.jsonl", split="dev")[-8:])
     training = Training(lessons=lessons_of(facts, TinyWorld()), replay=replay_of(TinyWorld(), facts)[:200])
     found = {}
     for factor in (0.0, 0.1):
@@ -117,7 +117,7 @@ def test_a_joint_edit_draws_better_than_one_in_text_alone(umm: Any, texts: list[
         delta = method.fit(umm, facts, seed=0, texts=texts, log=lambda *point: None, training=training)
         with torch.no_grad(), delta.applied(umm.backbone().root):
             found[factor] = umm.loss(wanted(facts, training), GEN)
-    assert bool((found[0.1] < 0.5 * found[0.0]).all())
+    assert float(found[0.1].mean()) < 0.5 * float(found[0.0].mean())
 
 
 def test_joint_values_of_a_batch_are_those_of_one_at_a_time(
