@@ -31,6 +31,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
             "lora": "gapeval_lab.interventions.lora:Lora",
             "memit": "gapeval_lab.interventions.memit:Memit",
             "pmet": "gapeval_lab.interventions.pmet:Pmet",
+            "r_rome": "gapeval_lab.interventions.r_rome:RRome",
             "rome": "gapeval_lab.interventions.rome:Rome",
             "saved": "gapeval_lab.interventions.saved:Saved",
         },

@@ -15,6 +15,7 @@ from gapeval_lab.delta import WeightDelta
 from gapeval_lab.interventions.compat import EASYEDIT, Compat
 from gapeval_lab.interventions.lookup import token_positions
 from gapeval_lab.interventions.moments import SecondMoment, second_moment
+from gapeval_lab.interventions.r_rome import RRome
 from gapeval_lab.interventions.request import ValueRequest, value_request
 from gapeval_lab.interventions.rome import Rome, subject_key, update_direction
 from gapeval_lab.interventions.trace import changing, left_as_found
@@ -181,3 +182,13 @@ def test_the_word_stands_for_all_of_them() -> None:
         Rome(layer=0, compat="easyedits")
     with pytest.raises(ValidationError):
         Rome(layer=0, compat={"decay_power": 3})
+
+
+def test_r_rome_has_one_key_and_refuses_the_other() -> None:
+    """In GPT-2 keys move with their position: the published code's divisor makes another edit."""
+    umm, given = tiny_umm("gpt2", steps=STEPS), METHOD.model_dump()
+    own, theirs = RRome(**given), changed(divisor="question")
+    assert fit(own, umm).digest == fit(METHOD, umm).digest
+    assert fit(own, umm).digest != fit(theirs, umm).digest
+    with pytest.raises(ValidationError, match="divisor 'question' is what R-ROME mends"):
+        RRome(**{**given, "compat": "easyedit"})

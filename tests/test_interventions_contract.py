@@ -28,6 +28,7 @@ from gapeval_lab.interventions.finetune import FineTune
 from gapeval_lab.interventions.lora import Lora
 from gapeval_lab.interventions.memit import Memit
 from gapeval_lab.interventions.pmet import Pmet
+from gapeval_lab.interventions.r_rome import RRome
 from gapeval_lab.interventions.rome import Rome
 from gapeval_lab.interventions.saved import Saved
 
@@ -42,6 +43,7 @@ BUILT_IN = {
         LLAMA,
     ),
     "rome-transposed": (Rome(layer=0, steps=6, contexts=0), GPT2),
+    "r-rome": (RRome(layer=0, steps=6, contexts=2), LLAMA),
     "rome-compat": (Rome(layer=0, steps=6, contexts=2, compat="easyedit"), LLAMA),
     "memit": (Memit(layers=(0, 1), steps=6, contexts=2, moment_weight=1.0), LLAMA),
     "memit-batches": (Memit(layers=(0, 1), steps=6, contexts=0, moment_weight=1.0, batch=1), GPT2),

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from tiny_lm import TEXTS, TinyUMM, fact, tiny_umm
+from tiny_lm import TEXTS, TinyUMM, fact, tiny_umm, weights
 
-from gapeval_lab.delta import WeightDelta
+from gapeval_lab.delta import LowRank, WeightDelta
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import Training
 from gapeval_lab.interventions.alphaedit import AlphaEdit
-from gapeval_lab.interventions.editing import requests_of, value_settings
+from gapeval_lab.interventions.editing import Written, requests_of, value_settings, write
 from gapeval_lab.interventions.emmet import Emmet
 from gapeval_lab.interventions.memit import Memit
 from gapeval_lab.interventions.moments import SecondMoment
@@ -224,3 +224,29 @@ def test_bad_settings_are_refused() -> None:
         Memit(layers=(0,), picture_factor=0.1).check(umm)
     with pytest.raises(UserError, match=r"facts 'fact-0-colour', 'fact-1-colour', 'fact-2-colour', \.\.\."):
         fit(Memit(layers=(0,), max_relative_norm=1e-9, moment_weight=0.1, **QUICK), umm)
+
+
+def test_an_overflow_of_16_bit_weights_names_the_facts() -> None:
+    umm = tiny_umm("llama", steps=80)
+    umm.model.get_submodule("model.layers.0.mlp.down_proj").to(torch.float16)
+    huge = WeightDelta({"model.layers.0.mlp.down_proj.weight": LowRank(torch.full((48, 1), 1e3), KEYS_16)})
+
+    def batch(chunk: Any, memory: Any) -> Written:
+        return Written(huge, [(0.0,)] * len(chunk))
+
+    before = weights(umm.model)
+    with pytest.raises(UserError, match=r"facts 'fact-0-colour', 'fact-1-colour': delta: .* overflows"):
+        write(
+            umm,
+            FACTS[:2],
+            settings=METHODS["memit"],
+            size=2,
+            seed=0,
+            log=lambda *point: None,
+            training=None,
+            fit=batch,
+        )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in umm.model.state_dict().items())
+
+
+KEYS_16 = torch.full((1, 48), 1e3)

@@ -185,8 +185,7 @@ def update(
     size = float(((left.T @ left) * (right.T @ right)).sum().clamp_min(0).sqrt())
     relative = size / float(weight.double().norm())
     if not relative <= most:  # also true of NaN
-        named = ", ".join(f"'{name}'" for name in facts[:LISTED]) + (", ..." if len(facts) > LISTED else "")
-        what = f"fact {named}: its update" if len(facts) == 1 else f"facts {named}: their update"
+        what = f"{_named(facts)}: {'its' if len(facts) == 1 else 'their'} update"
         raise UserError(
             f"facts: {what} is {relative:.3g} times as large as the weight {path} "
             f"(max_relative_norm: {most}); raise ridge, or lower lr or clamp_norm_factor"
@@ -258,6 +257,7 @@ def write(
         with state.delta.applied(root):
             written = fit(chunk, state.memory)
         state.delta = state.delta.then(written.delta)
+        _require_fit(state.delta, root, chunk)
         state.done += len(chunk)
         state.losses += written.losses
         for fact, losses in zip(chunk, written.losses, strict=True):
@@ -268,6 +268,21 @@ def write(
         if file is not None and state.done < len(facts):
             _save(file, key, state)
     return state.delta
+
+
+def _require_fit(delta: WeightDelta, root: nn.Module, facts: Sequence[Fact]) -> None:
+    """Name the facts whose change the weights cannot take: one that overflows a 16-bit type, say."""
+    try:
+        with delta.applied(root):
+            pass
+    except UserError as error:
+        raise UserError(f"facts: {_named([fact.id for fact in facts])}: {error}") from None
+
+
+def _named(facts: Sequence[str]) -> str:
+    """`fact 'a'`, or `facts 'a', 'b', 'c', ...`."""
+    listed = ", ".join(f"'{name}'" for name in facts[:LISTED]) + (", ..." if len(facts) > LISTED else "")
+    return f"fact{'s' if len(facts) > 1 else ''} {listed}"
 
 
 def _log_losses(log: Log, fact: Fact, losses: Sequence[float], step: int) -> int:
