@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from gapeval_lab.interventions.request import ValueRequest
 from gapeval_lab.interventions.trace import changing, first_tensor, reading, replaying, with_first
 
 KlOrder = Literal["original_edited", "edited_original"]
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True)
@@ -116,13 +117,13 @@ class _Seen:
 def _look(
     backbone: Backbone,
     where: Places,
-    run: Callable[[], Tensor],
+    run: Callable[[], Given],
     *,
     fact: Tensor,
     position: Tensor,
     mask: Tensor,
     reach: Tensor | None,
-) -> tuple[Tensor, dict[str, Any]]:
+) -> tuple[Given, dict[str, Any]]:
     """Run the unedited model once; what `run` gave, and the fields of `_Seen`."""
     root = backbone.root
     with torch.no_grad(), ExitStack() as stack:
@@ -173,10 +174,9 @@ class TextRows(Rows):
     def loss(self, delta: Tensor, *, text: float, kl: float, order: KlOrder) -> Tensor:
         """text * -log P[o* | x_j + p] + kl * divergence, means over the fact's rows: (facts,)."""
         with self._acting(delta):
-            logits = self.backbone.logits(self.encoded)
-        loss = text * _answers(logits, self.encoded, self.fact, self.essence, len(delta), self.compat)
+            answers, after = _read(self.backbone, self.encoded, self.essence, self.position, self.compat)
+        loss = text * _nll(answers, self.encoded, self.fact, self.essence, len(delta), self.compat)
         if self.essence.any():
-            after = _divergent(logits, self.essence, self.position, self.compat)
             first, second = (self.before, after) if order == "original_edited" else (after, self.before)
             divergence = (first.exp() * (first - second)).sum(-1)
             loss = loss + kl * mean_by(divergence, self.fact[self.essence], len(delta))
@@ -252,10 +252,10 @@ def text_rows(
     fact, columns, essences = (
         torch.tensor(part, device=encoded.input_ids.device) for part in (facts, position, marks)
     )
-    logits, seen = _look(
+    (answers, before), seen = _look(
         backbone,
         where,
-        lambda: backbone.logits(encoded),
+        lambda: _read(backbone, encoded, essences, columns, compat),
         fact=fact,
         position=columns,
         mask=encoded.attention_mask,
@@ -269,8 +269,8 @@ def text_rows(
         encoded=encoded,
         compat=compat,
         essence=essences,
-        before=_divergent(logits, essences, columns, compat),
-        plain=_answers(logits, encoded, fact, essences, len(requests), compat),
+        before=before,
+        plain=_nll(answers, encoded, fact, essences, len(requests), compat),
         **seen,
     )
 
@@ -338,20 +338,36 @@ def mean_by(values: Tensor, fact: Tensor, count: int) -> Tensor:
     return total / rows.reshape(-1, *[1] * (values.dim() - 1))
 
 
-def _divergent(logits: Tensor, essence: Tensor, position: Tensor, compat: Compat) -> Tensor:
-    """Log-probabilities where the divergence is taken: (essence rows, vocabulary)."""
-    column = position[essence] if compat.kl_at == "token" else -1
-    return logits[essence, column].float().log_softmax(-1)
+def _read(
+    backbone: Backbone, encoded: Encoded, essence: Tensor, position: Tensor, compat: Compat
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities where a target's token is to come, and where the divergence is taken.
+
+    Both (positions, vocabulary). Only these go through the head where the model's table names it: a
+    vocabulary is wide.
+    """
+    at, column = (encoded.labels != -100).nonzero(as_tuple=True)
+    ends = essence.nonzero().flatten()
+    last = torch.full_like(ends, encoded.input_ids.shape[1] - 1)
+    rows = torch.cat([at, ends])
+    # A token is predicted by the position before it.
+    columns = torch.cat([column - 1, position[essence] if compat.kl_at == "token" else last])
+    head = backbone.sites.templates.get("head")
+    if head is None:
+        logits = backbone.logits(encoded)[rows, columns]
+    else:
+        with changing(backbone.root, head, lambda states: states[rows, columns][None], side="input"):
+            logits = backbone.logits(encoded)[0]
+    logprobs = logits.float().log_softmax(-1)
+    return logprobs[: len(at)], logprobs[len(at) :]
 
 
-def _answers(
-    logits: Tensor, encoded: Encoded, fact: Tensor, essence: Tensor, count: int, compat: Compat
+def _nll(
+    answers: Tensor, encoded: Encoded, fact: Tensor, essence: Tensor, count: int, compat: Compat
 ) -> Tensor:
     """-log P[o* | x_j + p], averaged over the contexts of each fact: (count,)."""
     at, column = (encoded.labels != -100).nonzero(as_tuple=True)
-    # A token is predicted by the position before it.
-    logprobs = logits[at, column - 1].float().log_softmax(-1)
-    token = -logprobs.gather(1, encoded.labels[at, column][:, None]).flatten()
+    token = -answers.gather(1, encoded.labels[at, column][:, None]).flatten()
     row = torch.zeros(len(fact), device=token.device).index_add(0, at, token)
     if compat.target_loss == "mean":
         row = row / torch.bincount(at, minlength=len(row)).clamp_min(1)
