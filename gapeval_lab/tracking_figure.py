@@ -144,7 +144,8 @@ def draw_emergence(data: EmergenceCurve, *, title: str) -> Any:
     if data.unit == "facts":
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xticks(data.steps, [str(step) for step in data.steps])
-    axes.legend(loc="center right", frameon=False)
+        axes.set_xlim(-0.2, 1.2 * max(data.steps[-1], 1))
+    axes.legend(loc="center right" if data.unit == "updates" else "lower left", frameon=False)
     figure.suptitle(title, fontsize=11)
     return figure
 
