@@ -180,5 +180,13 @@ def test_a_picture_layer_is_written_after_the_text(
     delta = method.fit(umm, facts[:1], seed=0, texts=texts, log=lambda *point: None, training=training)
     paths = [umm.backbone().sites.path("mlp_down", layer) for layer in (0, 2)]
     assert sorted(delta.terms) == [f"{path}.weight" for path in paths]
+    many = JOINT.model_copy(update={"picture_layers": (2,)})
+    spread = many.fit(umm, facts, seed=0, texts=texts, log=lambda *point: None, training=training)
+    alone = JOINT.model_copy(update={"picture_factor": 0.0}).fit(
+        umm, facts, seed=0, texts=texts, log=lambda *point: None, training=training
+    )
+    assert len(spread.terms) == 3 and set(alone.terms) < set(spread.terms)
     with pytest.raises(ValueError, match="picture_layer: needs text_factor and picture_factor"):
         Rome(layer=0, picture_layer=2)
+    with pytest.raises(ValueError, match="picture_layers: needs text_factor and picture_factor"):
+        Memit(layers=(0,), picture_layers=(2,))

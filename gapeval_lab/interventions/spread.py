@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from gapeval_lab.delta import WeightDelta
@@ -43,7 +43,7 @@ from gapeval_lab.interventions.moments import SecondMoment, second_moment
 from gapeval_lab.interventions.request import ValueRequest
 from gapeval_lab.interventions.trace import left_as_found, linear_weight, reading
 from gapeval_lab.interventions.value_rows import mean_by, positions_of
-from gapeval_lab.interventions.values import optimise_values
+from gapeval_lab.interventions.values import ValueSettings, optimise_values
 from gapeval_lab.items import Fact
 
 ROWS = 256  # prompts per pass while keys are read
@@ -62,19 +62,30 @@ class SpreadSettings(EditSettings):
         key_mean: a key is the mean over all contexts, or over the two `kinds` of them, the bare question
             and those behind another text, as EasyEdit has it.
         shared_contexts: whether the facts of a batch are asked behind the same texts, as in EasyEdit.
+        picture_layers: where pictures are sought, the layers to write them at, after the text has been
+            written at `layers`; None is one value for both, at `layers`.
     """
 
     layers: tuple[int, ...] = Field(min_length=1)
     batch: int | None = Field(default=None, ge=1)
     key_mean: KeyMean = "contexts"
     shared_contexts: bool = False
+    picture_layers: tuple[int, ...] | None = Field(default=None, min_length=1)
 
-    @field_validator("layers")
+    @field_validator("layers", "picture_layers")
     @classmethod
-    def _rise(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+    def _rise(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if layers is None:
+            return None
         if any(low >= high for low, high in zip(layers, layers[1:], strict=False)) or layers[0] < 0:
             raise ValueError(f"should rise from one to the next; got {list(layers)}")
         return layers
+
+    @model_validator(mode="after")
+    def _pictures_are_sought(self) -> Self:
+        if self.picture_layers is not None and not (self.picture_factor and self.text_factor):
+            raise ValueError("picture_layers: needs text_factor and picture_factor above 0; leave it out")
+        return self
 
 
 Solve = Callable[[SecondMoment, Tensor, str, Memory], Tensor]
@@ -99,11 +110,29 @@ class Shape:
 def check(settings: SpreadSettings, shape: Shape, umm: UMM) -> None:
     """Refuse a model that lacks a site or a layer, or draws nothing where pictures are sought."""
     backbone = umm.backbone()
-    for layer in settings.layers:
-        linear_weight(backbone.root, backbone.sites.path(settings.site, layer))
-    for goal in shape.goals:
-        backbone.sites.path(goal, settings.layers[-1])
+    for layers, _ in _order(settings):
+        for layer in layers:
+            linear_weight(backbone.root, backbone.sites.path(settings.site, layer))
+        for goal in shape.goals:
+            backbone.sites.path(goal, layers[-1])
     require_drawing(settings, umm)
+
+
+def _order(settings: SpreadSettings) -> list[tuple[tuple[int, ...], ValueSettings]]:
+    """Layers to write at, and what is sought there."""
+    values = value_settings(settings)
+    if settings.picture_layers is None:
+        return [(settings.layers, values)]
+    return [(settings.layers, replace(values, picture_factor=0.0)), (settings.picture_layers, values)]
+
+
+@dataclass(frozen=True)
+class _Write:
+    """One of the writes that a batch takes: what is sought after which layer, and the sites below it."""
+
+    highest: int
+    values: ValueSettings
+    sites: Sequence[tuple[str, SecondMoment]]
 
 
 def fit(
@@ -127,19 +156,18 @@ def fit(
         raise UserError(f"facts: none were given; {type(settings).__name__} needs at least one")
     check(settings, shape, umm)
     backbone = umm.backbone()
-    paths = [backbone.sites.path(settings.site, layer) for layer in settings.layers]
+    drawn = drawn_examples(settings, training)
+
+    def with_moment(layer: int) -> tuple[str, SecondMoment]:
+        path = backbone.sites.path(settings.site, layer)
+        return path, second_moment(
+            backbone, path, texts, limit=settings.moment_texts, seed=seed, cache=cache, drawn=drawn
+        )
+
     with left_as_found(backbone.root):
-        moments = [
-            second_moment(
-                backbone,
-                path,
-                texts,
-                limit=settings.moment_texts,
-                seed=seed,
-                cache=cache,
-                drawn=drawn_examples(settings, training),
-            )
-            for path in paths
+        writes = [
+            _Write(layers[-1], values, [with_moment(layer) for layer in layers])
+            for layers, values in _order(settings)
         ]
 
         def batch(chunk: Sequence[Fact], memory: Memory) -> Written:
@@ -151,7 +179,14 @@ def fit(
                 training=training,
                 shared=settings.shared_contexts,
             )
-            return _write(settings, shape, backbone, requests, list(zip(paths, moments, strict=True)), memory)
+            done = WeightDelta.zero()
+            losses: list[tuple[float, ...]] = [()] * len(requests)
+            for one in writes:
+                with done.applied(backbone.root):
+                    written = _write(settings, shape, backbone, requests, one, memory)
+                done = done.then(written.delta)
+                losses = [before + more for before, more in zip(losses, written.losses, strict=True)]
+            return Written(done, losses)
 
         return write(
             umm,
@@ -170,25 +205,22 @@ def _write(
     shape: Shape,
     backbone: Backbone,
     requests: Sequence[ValueRequest],
-    sites: Sequence[tuple[str, SecondMoment]],
+    one: _Write,
     memory: Memory,
 ) -> Written:
-    """One batch, on the model as it is now."""
-    highest = settings.layers[-1]
-    values = optimise_values(
-        backbone, requests, sites=shape.goals, layer=highest, settings=value_settings(settings)
-    )
+    """One batch at some layers, on the model as it is now."""
+    values = optimise_values(backbone, requests, sites=shape.goals, layer=one.highest, settings=one.values)
     delta = torch.stack([value.delta for value in values]).cpu().double()
     prompts = _Prompts(
         backbone,
         requests,
         token=settings.fact_token,
-        pictures=settings.picture_factor > 0,
+        pictures=one.values.picture_factor > 0,
         key_mean=settings.key_mean,
     )
-    goal = backbone.sites.path(shape.goals[0], highest)
+    goal = backbone.sites.path(shape.goals[0], one.highest)
     wanted, done = None, WeightDelta.zero()
-    for left, (path, moment) in zip(range(len(sites), 0, -1), sites, strict=True):
+    for left, (path, moment) in zip(range(len(one.sites), 0, -1), one.sites, strict=True):
         with done.applied(backbone.root):
             keys, states = prompts.look(path, goal)
         if wanted is None:
