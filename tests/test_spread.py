@@ -14,6 +14,7 @@ from tiny_lm import TEXTS, TinyUMM, fact, tiny_umm, weights
 from gapeval_lab.delta import LowRank, WeightDelta
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import Training
+from gapeval_lab.interventions import value_rows
 from gapeval_lab.interventions.alphaedit import AlphaEdit
 from gapeval_lab.interventions.editing import Written, requests_of, value_settings, write
 from gapeval_lab.interventions.emmet import Emmet
@@ -250,3 +251,27 @@ def test_an_overflow_of_16_bit_weights_names_the_facts() -> None:
 
 
 KEYS_16 = torch.full((1, 48), 1e3)
+
+
+@pytest.mark.parametrize("contexts", [0, 2])
+def test_values_are_the_same_where_the_head_is_spared(contexts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a wide vocabulary only the positions that count go through the head."""
+    umm, method = tiny_umm("llama", steps=80), METHODS["memit"].model_copy(update={"contexts": contexts})
+    requests = requests_of(method, FACTS, texts=TEXTS, seed=0, training=None)
+    given: list[int] = []
+    umm.model.lm_head.register_forward_hook(lambda module, args, out: given.append(out[..., 0].numel()))
+    found, most = [], []
+    for wide in (10**6, 1):
+        monkeypatch.setattr(value_rows, "WIDE", wide)
+        given.clear()
+        with left_as_found(umm.model):
+            found.append(
+                optimise_values(
+                    umm.backbone(), requests, sites=["block"], layer=0, settings=value_settings(method)
+                )
+            )
+        most.append(max(given))
+    assert most[1] < 0.5 * most[0]
+    for whole, part in zip(*found, strict=True):
+        assert len(whole.losses) == len(part.losses)
+        torch.testing.assert_close(whole.delta, part.delta, rtol=1e-3, atol=1e-3)

@@ -21,10 +21,19 @@ from gapeval_lab.interventions.batches import chosen, stacked
 from gapeval_lab.interventions.compat import Compat
 from gapeval_lab.interventions.lookup import FactToken, token_positions
 from gapeval_lab.interventions.request import ValueRequest
-from gapeval_lab.interventions.trace import changing, first_tensor, reading, replaying, with_first
+from gapeval_lab.interventions.trace import (
+    changing,
+    first_tensor,
+    linear_weight,
+    reading,
+    replaying,
+    with_first,
+)
 
 KlOrder = Literal["original_edited", "edited_original"]
 Given = TypeVar("Given")
+WIDE = 4096
+"""Tokens of a vocabulary from which on the head is worth sparing."""
 
 
 @dataclass(frozen=True)
@@ -343,8 +352,8 @@ def _read(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities where a target's token is to come, and where the divergence is taken.
 
-    Both (positions, vocabulary). Only these go through the head where the model's table names it: a
-    vocabulary is wide.
+    Both (positions, vocabulary). Only these go through the head where a wide vocabulary makes that worth
+    while, and the model's table names the head.
     """
     at, column = (encoded.labels != -100).nonzero(as_tuple=True)
     ends = essence.nonzero().flatten()
@@ -353,7 +362,7 @@ def _read(
     # A token is predicted by the position before it.
     columns = torch.cat([column - 1, position[essence] if compat.kl_at == "token" else last])
     head = backbone.sites.templates.get("head")
-    if head is None:
+    if head is None or linear_weight(backbone.root, head).shape[0] < WIDE:
         logits = backbone.logits(encoded)[rows, columns]
     else:
         with changing(backbone.root, head, lambda states: states[rows, columns][None], side="input"):
