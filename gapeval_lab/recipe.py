@@ -11,9 +11,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from gapeval_lab import registry
 from gapeval_lab.errors import UserError
@@ -99,18 +99,24 @@ class Curve(_Strict):
     """Where a training is measured on its way.
 
     Attributes:
-        every: after every so many updates, and before the first one.
+        every: after every so many updates, and before the first one; 5 where `at` is not given either.
         at: after exactly these numbers of updates, instead of `every`.
         items: size of the benchmark's subset whose Gap Score is taken too; 0 asks the facts alone.
     """
 
-    every: Annotated[int, Field(ge=1)] = 5
+    every: Annotated[int, Field(ge=1)] | None = None
     at: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     items: Annotated[int, Field(ge=0)] = 0
 
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if self.every is not None and self.at is not None:
+            raise ValueError("every and at are both given; set one of them to null")
+        return self
+
     def due(self, updates: int) -> bool:
         """Whether to measure now."""
-        return updates in self.at if self.at is not None else updates % self.every == 0
+        return updates in self.at if self.at is not None else updates % (self.every or 5) == 0
 
 
 class Controls(_Strict):

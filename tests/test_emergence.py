@@ -123,7 +123,10 @@ def test_points_are_measured_once_even_after_a_kill(tmp_path: Path) -> None:
 
 def test_chosen_updates() -> None:
     assert [n for n in range(12) if Curve().due(n)] == [0, 5, 10]
+    assert [n for n in range(12) if Curve(every=4).due(n)] == [0, 4, 8]
     assert [n for n in range(12) if Curve(at=(0, 3, 4)).due(n)] == [0, 3, 4]
+    with pytest.raises(ValueError, match="every and at are both given; set one of them to null"):
+        Curve(at=(0, 3, 4), every=3)
 
 
 def test_probes_are_the_edit_and_its_rewordings() -> None:
