@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from gapeval_lab.cli_common import home, short, wide_console
 from gapeval_lab.cli_delta import app as delta_app
 from gapeval_lab.errors import SafetyError, UserError
 
@@ -77,7 +78,7 @@ def edit(
     if len(done) > 1:
         from gapeval_lab.report import draw_repeats
 
-        _console().print(draw_repeats(done))
+        wide_console(WIDTH).print(draw_repeats(done))
 
 
 @app.command("eval")
@@ -108,7 +109,7 @@ def score(
     scores = score_file(file)
     if json_file:
         _write(json_file, json.dumps(scores.as_json(), indent=1))
-    _console().print(draw_scores(scores))
+    wide_console(WIDTH).print(draw_scores(scores))
 
 
 @app.command("ls")
@@ -124,7 +125,7 @@ def list_(
         for name in available():
             print(f"{name}\n    {describe(name).about}")
     elif what == "runs":
-        folder = _home() / "outcomes"
+        folder = home() / "outcomes"
         for path in sorted(folder.glob("*/outcome.json")):
             print(path.parent.name)
     else:
@@ -144,12 +145,12 @@ def show(
     overrides: Overrides = None,
 ) -> None:
     """Print a run's result, or a recipe with every default filled in."""
-    place = next((p for p in (Path(name), _home() / "outcomes" / name) if _holds_outcome(p)), None)
+    place = next((p for p in (Path(name), home() / "outcomes" / name) if _holds_outcome(p)), None)
     if place is not None:
         from gapeval_lab.outcome import Outcome
         from gapeval_lab.report import draw_outcome
 
-        _console().print(draw_outcome(Outcome.load(place)))
+        wide_console(WIDTH).print(draw_outcome(Outcome.load(place)))
         return
     import yaml
 
@@ -218,7 +219,7 @@ def _execute(
     loaded: "LoadedRecipe", *, dry_run: bool, out: Path | None, json_file: Path | None
 ) -> "Outcome | None":
     """Run a recipe, track it, print what came out; None for a dry run."""
-    console = _console()
+    console = wide_console(WIDTH)
     if dry_run:
         _print_plan(loaded)
         return None
@@ -245,18 +246,10 @@ def _execute(
     console.print()
     console.print(draw_outcome(outcome))
     console.print(
-        f"[dim]result in {_short(place)}; see it in MLflow with: gapeval-lab ui[/dim]", soft_wrap=True
+        f"[dim]result in {short(place)}; see it in MLflow with: gapeval-lab ui[/dim]", soft_wrap=True
     )
     console.print(f"[dim]{time.monotonic() - began:.1f} s in all[/dim]")
     return outcome
-
-
-def _console() -> Any:
-    """Where results are printed; a file or a pipe gets lines long enough for every table."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def _tracked(loaded: "LoadedRecipe", *, store: Any, bench: Any, work: Path, console: Any) -> "Outcome":
@@ -343,20 +336,8 @@ def _print_plan(loaded: "LoadedRecipe") -> None:
     print("nothing was done (--dry-run)")
 
 
-def _home() -> Path:
-    """`mlruns/` of this project, without importing MLflow."""
-    from gapeval_lab.tracking_store import Store
-
-    return Store.open().folder
-
-
 def _holds_outcome(place: Path) -> bool:
     return (place / "outcome.json").is_file() or (place.is_file() and place.suffix == ".json")
-
-
-def _short(place: Path) -> str:
-    """Relative to the current folder where it lies below it."""
-    return os.path.relpath(place) if place.is_relative_to(Path.cwd()) else str(place)
 
 
 def _check_writable(place: Path | None) -> None:

@@ -1,12 +1,12 @@
 """The commands of `gapeval-lab delta`: parses, calls one function, prints. Heavy imports inside."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gapeval_lab.cli_common import home, short, wide_console
 from gapeval_lab.delta_file import SHORT
 from gapeval_lab.errors import UserError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gapeval_lab.report import Row
     from gapeval_lab.stored_deltas import Stored
 
+WIDTH = 160  # columns, where there is no terminal to ask
 MOST_FACTS, MOST_NAMES = 8, 3  # facts and parameters that one line names
 
 app = typer.Typer(
@@ -39,7 +40,7 @@ def list_() -> None:
     """List the deltas of finished runs and the composed ones, newest last."""
     from gapeval_lab.stored_deltas import stored
 
-    entries = stored(_home())
+    entries = stored(home())
     for entry in entries:
         print("\n    ".join(_lines(entry)))
     if not entries:
@@ -117,10 +118,10 @@ def compose(
     from gapeval_lab.stored_deltas import composed_path
 
     total, origin = add_up([_resolve(ref)[0] for ref in refs], any_weights=any_weights)
-    file = total.save(out or composed_path(_home(), total.digest), origin=origin)
+    file = total.save(out or composed_path(home(), total.digest), origin=origin)
     print(f"{total.digest}  norm {total.norm():.4g}")
     print("\n".join(_parts(origin)))
-    print(f"written to {_short(file)}")
+    print(f"written to {short(file)}")
 
 
 @app.command()
@@ -172,8 +173,8 @@ def apply(
         scale=given.scale,
         any_weights=any_weights,
     )
-    print(f"written to {_short(out)}; weights {after[:SHORT]}")
-    print(f"measure it with: gapeval-lab eval --recipe baseline model.weights={_short(out)}")
+    print(f"written to {short(out)}; weights {after[:SHORT]}")
+    print(f"measure it with: gapeval-lab eval --recipe baseline model.weights={short(out)}")
 
 
 def _instead(node: dict[str, Any]) -> list[str]:
@@ -183,18 +184,11 @@ def _instead(node: dict[str, Any]) -> list[str]:
     return [f"intervention={json.dumps(node)}", "then=[]", "emergence=null", "search=null"]
 
 
-def _home() -> Path:
-    """`mlruns/` of this project, without importing MLflow."""
-    from gapeval_lab.tracking_store import Store
-
-    return Store.open().folder
-
-
 def _resolve(words: str) -> "tuple[ScaledFile, Head]":
     from gapeval_lab.delta_file import read_head
     from gapeval_lab.stored_deltas import resolve
 
-    given = resolve(words, _home())
+    given = resolve(words, home())
     return given, read_head(given.path)
 
 
@@ -241,7 +235,7 @@ def _many(names: Sequence[str], most: int) -> str:
 
 def _origin(given: "ScaledFile", head: "Head") -> list[str]:
     """Where a shown delta comes from."""
-    lines = [f"    from {_short(given.path)}" + (f", times {given.scale:g}" if given.scale != 1 else "")]
+    lines = [f"    from {short(given.path)}" + (f", times {given.scale:g}" if given.scale != 1 else "")]
     if head.origin.weights:
         lines.append(f"    made for weights {head.origin.weights[:SHORT]}")
     return lines + _parts(head.origin)
@@ -262,16 +256,6 @@ def _angles(angles: Sequence[float] | None) -> str:
 
 
 def _print_table(title: str, columns: Sequence[str], rows: "Sequence[Row]") -> None:
-    from rich.console import Console
-
     from gapeval_lab.report import draw_rows
 
-    console = Console()
-    wide = console if console.is_terminal else Console(width=160)
-    wide.print(draw_rows(title, columns, rows))
-
-
-def _short(place: Path) -> str:
-    """Relative to the current folder where it lies below it."""
-    place = place.absolute()
-    return os.path.relpath(place) if place.is_relative_to(Path.cwd()) else str(place)
+    wide_console(WIDTH).print(draw_rows(title, columns, rows))

@@ -205,19 +205,20 @@ def quality_data(quality: EditQuality) -> list[Row]:
 QUALITY_COLUMNS = ("probes", "before", "after")
 
 
+def told_and_drawn(shares: Mapping[Literal["text", "image"], float | None]) -> str:
+    """Both sides' shares in one cell."""
+    sides = (shares.get("text"), shares.get("image"))
+    return " / ".join("n/a" if share is None else f"{100 * share:.0f} %" for share in sides)
+
+
 def written_data(emergence: Emergence) -> list[Row]:
     """What facts written one after the other still hold, told / drawn, and the gap of the subset."""
-
-    def both(shares: Mapping[Literal["text", "image"], float]) -> str:
-        sides = (shares.get("text"), shares.get("image"))
-        return " / ".join("n/a" if share is None else f"{100 * share:.0f} %" for share in sides)
-
     return [
         Row(
             f"after {point.step}",
             (
-                both(point.reliability),
-                both(point.locality),
+                told_and_drawn(point.reliability),
+                told_and_drawn(point.locality),
                 "n/a" if point.gap is None else f"{point.gap:.3f}",
             ),
         )
@@ -259,15 +260,10 @@ def draw_rows(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Table:
 
 def retention_data(outcome: Outcome) -> list[Row]:
     """Share of each fact set that is right in each state, told / drawn."""
-
-    def cell(shares: Mapping[Literal["text", "image"], float | None]) -> str:
-        sides = (shares.get("text"), shares.get("image"))
-        return " / ".join("n/a" if share is None else f"{100 * share:.0f} %" for share in sides)
-
-    rows = [Row("before", tuple(cell(shares) for shares in outcome.kept_before))]
+    rows = [Row("before", tuple(told_and_drawn(shares) for shares in outcome.kept_before))]
     for number, stage in enumerate(outcome.stages, start=1):
         label = f"after {number}: {stage.method}, {stage.direction}"
-        rows.append(Row(label, tuple(cell(shares) for shares in stage.kept)))
+        rows.append(Row(label, tuple(told_and_drawn(shares) for shares in stage.kept)))
     return rows
 
 

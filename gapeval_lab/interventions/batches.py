@@ -1,11 +1,21 @@
-"""Encoded batches, some of their rows, and two of them as one. Knows no facts."""
+"""Encoded batches: drawings as one, some of the rows, two batches as one. Knows no facts."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from gapeval_lab.interfaces import Encoded
+from gapeval_lab.interfaces import Backbone, Drawing, Encoded
+from gapeval_lab.items import Example
+
+
+def drawing_of(backbone: Backbone, examples: Sequence[Example]) -> Drawing:
+    """Drawing prompts with their pictures, as a batch of a model that draws."""
+    assert backbone.encode_drawings is not None
+    pictures = [example.answer for example in examples if not isinstance(example.answer, str)]
+    return backbone.encode_drawings([example.prompt.text for example in examples], pictures)
 
 
 def chosen(encoded: Encoded, keep: Tensor) -> Encoded:

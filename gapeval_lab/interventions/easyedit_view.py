@@ -15,7 +15,6 @@ Rows are padded on the right, the only side on which EasyEdit's positions are ri
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import Backbone, Encoded
-from gapeval_lab.interventions.lookup import token_positions
+from gapeval_lab.interventions.lookup import last_occurrence, token_positions
 
 NAMES = {False: "llama", True: "gpt2"}
 """By `Sites.transposed`: the name that the model goes by. Some methods choose by parts of a name how a
@@ -61,14 +60,13 @@ def split_at_subject(question: str, subject: str, *, fact_id: str) -> tuple[str,
         raise UserError(
             f"facts: fact '{fact_id}': '{question}' holds braces, which EasyEdit fills in; write it without"
         )
-    places = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", question)) if subject.strip() else []
-    start = places[-1].start() if places else question.rfind(subject) if subject.strip() else -1
-    if start < 0:
+    start, end = last_occurrence(question, subject, len(question))
+    if start < 0 or not subject.strip():
         raise UserError(
             f"facts: fact '{fact_id}': subject '{subject}' does not stand in its prompt '{question}'; "
             "write it there letter for letter"
         )
-    return question[:start], question[start + len(subject) :]
+    return question[:start], question[end:]
 
 
 class EngineModel(nn.Module):

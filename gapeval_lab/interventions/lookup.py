@@ -45,7 +45,7 @@ def token_positions(
             continue
         # A special token that ends the target has an empty span.
         starts = [spans[column][0] for column in labels if spans[column][1] > spans[column][0]]
-        start, end = _last_occurrence(text, subject.strip(), min(starts, default=len(text)))
+        start, end = last_occurrence(text, subject.strip(), min(starts, default=len(text)))
         inside = [
             column
             for column, (left, right) in enumerate(spans)
@@ -60,7 +60,7 @@ def token_positions(
     return positions
 
 
-def _last_occurrence(text: str, subject: str, before: int) -> tuple[int, int]:
+def last_occurrence(text: str, subject: str, before: int) -> tuple[int, int]:
     """(start, end) of the last occurrence that ends at or before a character, or (-1, -1)."""
     if not subject:
         return -1, -1

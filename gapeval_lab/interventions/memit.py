@@ -8,19 +8,13 @@ for the rest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from gapeval_lab.delta import WeightDelta
-from gapeval_lab.interfaces import UMM, Log, Training
 from gapeval_lab.interventions import spread
 from gapeval_lab.interventions.editing import Memory
 from gapeval_lab.interventions.moments import SecondMoment
-from gapeval_lab.items import Fact
 
 
 class Memit(spread.SpreadSettings):
@@ -33,26 +27,6 @@ class Memit(spread.SpreadSettings):
     weight_decay: float = Field(default=0.5, ge=0, allow_inf_nan=False)
     clamp_norm_factor: float = Field(default=0.75, gt=0, allow_inf_nan=False)
     moment_weight: float = Field(default=15000.0, gt=0, allow_inf_nan=False)
-
-    def check(self, umm: UMM) -> None:
-        """Refuse a model that lacks a site or a layer."""
-        spread.check(self, self._shape(), umm)
-
-    def fit(
-        self,
-        umm: UMM,
-        facts: Sequence[Fact],
-        *,
-        seed: int,
-        texts: Sequence[str],
-        log: Log,
-        cache: Path | None = None,
-        training: Training | None = None,
-    ) -> WeightDelta:
-        """Write the facts; see `Intervention.fit`."""
-        return spread.fit(
-            self, self._shape(), umm, facts, seed=seed, texts=texts, log=log, cache=cache, training=training
-        )
 
     def _shape(self) -> spread.Shape:
         return spread.Shape(self._solve)

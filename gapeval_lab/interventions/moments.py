@@ -23,6 +23,7 @@ from gapeval_lab.delta import fingerprint
 from gapeval_lab.errors import UserError
 from gapeval_lab.files import write_bytes
 from gapeval_lab.interfaces import Backbone, Drawing, Encoded
+from gapeval_lab.interventions.batches import drawing_of
 from gapeval_lab.interventions.trace import reading
 from gapeval_lab.items import Example
 
@@ -112,20 +113,13 @@ def second_moment(
         chosen = random.Random(seed).sample(chosen, limit)
     batches = [backbone.encode(chosen[start : start + batch], None) for start in range(0, len(chosen), batch)]
     told = _kept(backbone, path, batches, cache or default_cache())
-    encode = backbone.encode_drawings
-    if not drawn or encode is None:
+    if not drawn:
         return told
     some = random.Random(seed).sample(drawn, limit) if len(drawn) > limit else list(drawn)
     shown = _kept(
         backbone,
         path,
-        [
-            encode(
-                [example.prompt.text for example in some[start : start + batch]],
-                [e.answer for e in some[start : start + batch] if not isinstance(e.answer, str)],
-            )
-            for start in range(0, len(some), batch)
-        ],
+        [drawing_of(backbone, some[start : start + batch]) for start in range(0, len(some), batch)],
         cache or default_cache(),
     )
     return SecondMoment((told.matrix + shown.matrix) / 2, told.tokens + shown.tokens)

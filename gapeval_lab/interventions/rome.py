@@ -30,6 +30,7 @@ from torch import Tensor
 from gapeval_lab.delta import WeightDelta
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import UMM, Backbone, Encoded, Log, Training
+from gapeval_lab.interventions.batches import drawing_of
 from gapeval_lab.interventions.editing import (
     EditSettings,
     Memory,
@@ -206,12 +207,8 @@ def subject_key(
     With `pictures` the mean of that and of the same over the fact's drawing prompts.
     """
     keys = [inputs_of(backbone, path, request, backbone.encode(request.contexts, None), token=token)]
-    encode = backbone.encode_drawings
-    if pictures and encode is not None:
-        drawn = encode(
-            [example.prompt.text for example in request.drawings],
-            [example.answer for example in request.drawings if not isinstance(example.answer, str)],
-        )
+    if pictures:
+        drawn = drawing_of(backbone, request.drawings)
         keys.append(inputs_of(backbone, path, request, drawn.prompt, token=token))
     return torch.stack([key.mean(0) for key in keys]).mean(0)
 

@@ -14,6 +14,7 @@ Knows no formula for X.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from torch import Tensor
 from gapeval_lab.delta import WeightDelta
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import UMM, Backbone, Encoded, Log, Training
+from gapeval_lab.interventions.batches import drawing_of
 from gapeval_lab.interventions.editing import (
     EditSettings,
     Memory,
@@ -53,7 +55,7 @@ KeyMean = Literal["contexts", "kinds"]
 
 
 class SpreadSettings(EditSettings):
-    """Settings of methods of this shape, beside those of `EditSettings`. Fields only.
+    """Settings of methods of this shape, beside those of `EditSettings`; a method adds its `_shape`.
 
     Attributes:
         layers: the layers to edit, from the lowest to the highest.
@@ -87,6 +89,77 @@ class SpreadSettings(EditSettings):
             raise ValueError("picture_layers: needs text_factor and picture_factor above 0; leave it out")
         return self
 
+    @abstractmethod
+    def _shape(self) -> Shape:
+        """How the method departs from MEMIT."""
+
+    def check(self, umm: UMM) -> None:
+        """Refuse a model that lacks a site or a layer, or draws nothing where pictures are sought."""
+        backbone = umm.backbone()
+        for layers, _ in _order(self):
+            for layer in layers:
+                linear_weight(backbone.root, backbone.sites.path(self.site, layer))
+            for goal in self._shape().goals:
+                backbone.sites.path(goal, layers[-1])
+        require_drawing(self, umm)
+
+    def fit(
+        self,
+        umm: UMM,
+        facts: Sequence[Fact],
+        *,
+        seed: int,
+        texts: Sequence[str],
+        log: Log,
+        cache: Path | None = None,
+        training: Training | None = None,
+    ) -> WeightDelta:
+        """Write the facts, a batch at a time; see `Intervention.fit`.
+
+        Raises:
+            UserError: a fact, a layer, the site or a setting does not fit this model.
+        """
+        if not facts:
+            raise UserError(f"facts: none were given; {type(self).__name__} needs at least one")
+        self.check(umm)
+        backbone, drawn = umm.backbone(), drawn_examples(self, training)
+
+        def with_moment(layer: int) -> tuple[str, SecondMoment]:
+            path = backbone.sites.path(self.site, layer)
+            return path, second_moment(
+                backbone, path, texts, limit=self.moment_texts, seed=seed, cache=cache, drawn=drawn
+            )
+
+        with left_as_found(backbone.root):
+            writes = [
+                _Write(layers[-1], values, [with_moment(layer) for layer in layers])
+                for layers, values in _order(self)
+            ]
+
+            def batch(chunk: Sequence[Fact], memory: Memory) -> Written:
+                requests = requests_of(
+                    self, chunk, texts=texts, seed=seed, training=training, shared=self.shared_contexts
+                )
+                done = WeightDelta.zero()
+                losses: list[tuple[float, ...]] = [()] * len(requests)
+                for one in writes:
+                    with done.applied(backbone.root):
+                        written = _write(self, self._shape(), backbone, requests, one, memory)
+                    done = done.then(written.delta)
+                    losses = [before + more for before, more in zip(losses, written.losses, strict=True)]
+                return Written(done, losses)
+
+            return write(
+                umm,
+                facts,
+                settings=self,
+                size=self.batch or len(facts),
+                seed=seed,
+                log=log,
+                training=training,
+                fit=batch,
+            )
+
 
 Solve = Callable[[SecondMoment, Tensor, str, Memory], Tensor]
 """(C, K (in, n), the site's path, memory) -> X (in, n), float64."""
@@ -107,17 +180,6 @@ class Shape:
     goals: tuple[str, ...] = ("block",)
 
 
-def check(settings: SpreadSettings, shape: Shape, umm: UMM) -> None:
-    """Refuse a model that lacks a site or a layer, or draws nothing where pictures are sought."""
-    backbone = umm.backbone()
-    for layers, _ in _order(settings):
-        for layer in layers:
-            linear_weight(backbone.root, backbone.sites.path(settings.site, layer))
-        for goal in shape.goals:
-            backbone.sites.path(goal, layers[-1])
-    require_drawing(settings, umm)
-
-
 def _order(settings: SpreadSettings) -> list[tuple[tuple[int, ...], ValueSettings]]:
     """Layers to write at, and what is sought there."""
     values = value_settings(settings)
@@ -133,71 +195,6 @@ class _Write:
     highest: int
     values: ValueSettings
     sites: Sequence[tuple[str, SecondMoment]]
-
-
-def fit(
-    settings: SpreadSettings,
-    shape: Shape,
-    umm: UMM,
-    facts: Sequence[Fact],
-    *,
-    seed: int,
-    texts: Sequence[str],
-    log: Log,
-    cache: Path | None,
-    training: Training | None,
-) -> WeightDelta:
-    """Write the facts, a batch at a time; see `Intervention.fit`.
-
-    Raises:
-        UserError: a fact, a layer, the site or a setting does not fit this model.
-    """
-    if not facts:
-        raise UserError(f"facts: none were given; {type(settings).__name__} needs at least one")
-    check(settings, shape, umm)
-    backbone = umm.backbone()
-    drawn = drawn_examples(settings, training)
-
-    def with_moment(layer: int) -> tuple[str, SecondMoment]:
-        path = backbone.sites.path(settings.site, layer)
-        return path, second_moment(
-            backbone, path, texts, limit=settings.moment_texts, seed=seed, cache=cache, drawn=drawn
-        )
-
-    with left_as_found(backbone.root):
-        writes = [
-            _Write(layers[-1], values, [with_moment(layer) for layer in layers])
-            for layers, values in _order(settings)
-        ]
-
-        def batch(chunk: Sequence[Fact], memory: Memory) -> Written:
-            requests = requests_of(
-                settings,
-                chunk,
-                texts=texts,
-                seed=seed,
-                training=training,
-                shared=settings.shared_contexts,
-            )
-            done = WeightDelta.zero()
-            losses: list[tuple[float, ...]] = [()] * len(requests)
-            for one in writes:
-                with done.applied(backbone.root):
-                    written = _write(settings, shape, backbone, requests, one, memory)
-                done = done.then(written.delta)
-                losses = [before + more for before, more in zip(losses, written.losses, strict=True)]
-            return Written(done, losses)
-
-        return write(
-            umm,
-            facts,
-            settings=settings,
-            size=settings.batch or len(facts),
-            seed=seed,
-            log=log,
-            training=training,
-            fit=batch,
-        )
 
 
 def _write(
@@ -240,6 +237,14 @@ def _write(
     return Written(done, [value.losses for value in values])
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Prompts of one kind: the fact of each, and some of them encoded."""
+
+    owners: list[int]
+    encode: Callable[[slice], Encoded]
+
+
 class _Prompts:
     """All prompts of a batch of facts; each fact has one column of text and, maybe, one of pictures.
 
@@ -258,18 +263,15 @@ class _Prompts:
         self._backbone, self._requests, self._token = backbone, requests, token
         self._key_mean = key_mean
         told = [(index, text) for index, request in enumerate(requests) for text in request.contexts]
-        self._parts = [(told, backbone.encode)]
+        texts = [text for _, text in told]
+        self._parts = [_Part([i for i, _ in told], lambda some: backbone.encode(texts[some], None))]
         self.owners = list(range(len(requests)))
-        drawings = backbone.encode_drawings
-        if pictures and drawings is not None:
-            drawn = [(i, e.prompt.text) for i, request in enumerate(requests) for e in request.drawings]
-            pairs = {e.prompt.text: e.answer for request in requests for e in request.drawings}
-
-            def encode(texts: Sequence[str], targets: Sequence[str] | None) -> Encoded:
-                images = [answer for text in texts if not isinstance(answer := pairs[text], str)]
-                return drawings(texts, images).prompt
-
-            self._parts.append((drawn, encode))
+        if pictures:
+            drawn = [(index, one) for index, request in enumerate(requests) for one in request.drawings]
+            examples = [one for _, one in drawn]
+            self._parts.append(
+                _Part([i for i, _ in drawn], lambda some: drawing_of(backbone, examples[some]).prompt)
+            )
             self.owners = self.owners * 2
 
     def look(self, path: str, goal: str) -> tuple[Tensor, Tensor]:
@@ -278,12 +280,12 @@ class _Prompts:
         A key is the mean over the fact's contexts; the state is that of its bare question.
         """
         keys, states = [], []
-        for rows, encode in self._parts:
+        for part in self._parts:
+            owners = part.owners
             seen = [
-                self._pass(rows[start : start + ROWS], encode, path, goal)
-                for start in range(0, len(rows), ROWS)
+                self._pass(part, slice(start, start + ROWS), path, goal)
+                for start in range(0, len(owners), ROWS)
             ]
-            owners = [index for index, _ in rows]
             fact, count = torch.tensor(owners), len(self._requests)
             found = torch.cat([key for key, _ in seen])
             first = [owners.index(index) for index in range(count)]
@@ -296,20 +298,13 @@ class _Prompts:
             states.append(torch.cat([state for _, state in seen])[first])
         return torch.cat(keys), torch.cat(states)
 
-    def _pass(
-        self,
-        rows: Sequence[tuple[int, str]],
-        encode: Callable[[Sequence[str], Sequence[str] | None], Encoded],
-        path: str,
-        goal: str,
-    ) -> tuple[Tensor, Tensor]:
-        root = self._backbone.root
-        encoded = encode([text for _, text in rows], None)
-        position = positions_of(encoded, self._requests, [index for index, _ in rows], token=self._token)
+    def _pass(self, part: _Part, some: slice, path: str, goal: str) -> tuple[Tensor, Tensor]:
+        root, encoded = self._backbone.root, part.encode(some)
+        position = positions_of(encoded, self._requests, part.owners[some], token=self._token)
         with torch.no_grad(), ExitStack() as stack:
             # The outer reader ends the pass; both have seen theirs by then.
             state = stack.enter_context(reading(root, goal, side="output", stop=True))
             key = stack.enter_context(reading(root, path, side="input"))
             self._backbone.logits(encoded)
-        at = torch.arange(len(rows))
+        at = torch.arange(len(position))
         return key.tensor.cpu()[at, position].double(), state.tensor.cpu()[at, position].double()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Self, TypeVar
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import Backbone, Drawing, Encoded
-from gapeval_lab.interventions.batches import chosen, stacked
+from gapeval_lab.interventions.batches import chosen, drawing_of, stacked
 from gapeval_lab.interventions.compat import Compat
 from gapeval_lab.interventions.lookup import FactToken, token_positions
 from gapeval_lab.interventions.request import ValueRequest
@@ -114,15 +114,6 @@ class Rows:
         )
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What one unedited pass showed; the fields are those of `Rows`."""
-
-    lower: Any
-    share: Tensor | None
-    initial: Tensor
-
-
 def _look(
     backbone: Backbone,
     where: Places,
@@ -133,7 +124,7 @@ def _look(
     mask: Tensor,
     reach: Tensor | None,
 ) -> tuple[Given, dict[str, Any]]:
-    """Run the unedited model once; what `run` gave, and the fields of `_Seen`."""
+    """Run the unedited model once; what `run` gave, and those fields of `Rows` that it shows."""
     root = backbone.root
     with torch.no_grad(), ExitStack() as stack:
         outputs = [stack.enter_context(reading(root, path, side="output")) for path in where.paths]
@@ -147,12 +138,8 @@ def _look(
         share = torch.einsum("bli,bi->bl", inputs, reach.to(inputs.device, torch.float32)[fact])
         # A drawing goes on after its prompt; all of its codes count.
         share = share * torch.nn.functional.pad(mask, (0, share.shape[1] - mask.shape[1]), value=1)
-    seen = _Seen(
-        lower=below[0].value if below else None,
-        share=share,
-        initial=torch.stack([output.tensor[at, position].float() for output in outputs], dim=1),
-    )
-    return given, {field.name: getattr(seen, field.name) for field in fields(seen)}
+    initial = torch.stack([output.tensor[at, position].float() for output in outputs], dim=1)
+    return given, {"lower": below[0].value if below else None, "share": share, "initial": initial}
 
 
 @dataclass(frozen=True)
@@ -307,10 +294,7 @@ def drawing_rows(
             )
     facts = [index for index, request in enumerate(requests) for _ in request.drawings]
     drawn = [example for request in requests for example in request.drawings]
-    drawing = backbone.encode_drawings(
-        [example.prompt.text for example in drawn],
-        [example.answer for example in drawn if not isinstance(example.answer, str)],
-    )
+    drawing = drawing_of(backbone, drawn)
     position = positions_of(drawing.prompt, requests, facts, token=token)
     fact, columns = (torch.tensor(part, device=drawing.codes.device) for part in (facts, position))
     loss = backbone.drawing_loss
