@@ -189,11 +189,10 @@ class WeightDelta:
         Raises:
             UserError: with everything that does not fit.
         """
-        named = dict(root.named_parameters(remove_duplicate=False))
         problems: list[str] = []
         changes: dict[tuple[object, ...], tuple[str, nn.Parameter, Term]] = {}
         for name, term in self.terms.items():
-            parameter = named.get(name)
+            parameter = _parameter(root, name)
             if parameter is None:
                 problems.append(f"{name}: the model has no such parameter")
             elif tuple(parameter.shape) != term.shape:
@@ -207,6 +206,13 @@ class WeightDelta:
         if problems:
             raise UserError("delta: does not fit this model:\n  " + "\n  ".join(problems))
         return list(changes.values())
+
+
+def _parameter(root: nn.Module, name: str) -> nn.Parameter | None:
+    try:
+        return root.get_parameter(name)
+    except AttributeError:
+        return None
 
 
 def placebo(delta: WeightDelta, *, seed: int) -> WeightDelta:

@@ -83,8 +83,8 @@ def test_precision_changes_the_last_digits() -> None:
     turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=generator)).Q
     moment = SecondMoment(turn @ torch.logspace(0, -6, 6, dtype=torch.float64).diag() @ turn.T, 100)
     key = torch.ones(6, dtype=torch.float64)
-    exact = update_direction(key, moment, ridge=0.0)
-    found = update_direction(key, moment, ridge=0.0, inverse="float32")
+    exact = update_direction(key, moment.solver(0.0))
+    found = update_direction(key, moment.coarse_solver(0.0))
     rough = torch.inverse(moment.matrix.float()) @ key.float()
     torch.testing.assert_close(found.float(), rough / rough.norm())
     assert 1e-5 < float((found - exact).norm()) < 0.1
@@ -157,7 +157,7 @@ def test_which_key_divides(tmp_path: Path) -> None:
     with left_as_found(umm.model):
         moment = second_moment(backbone, PATH, TEXTS, limit=1000, seed=0, cache=tmp_path)
         keys = [subject_key(backbone, PATH, which, token="subject_last") for which in (one, bare)]
-    right = update_direction(keys[0], moment, ridge=METHOD.ridge)
+    right = update_direction(keys[0], moment.solver(METHOD.ridge))
     ratio = float((right @ keys[0]) / (right @ keys[1]))
     assert abs(ratio - 1) > 1e-3
     (first,), (second,) = mean.terms.values(), alone.terms.values()

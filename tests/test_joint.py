@@ -17,8 +17,9 @@ from gapeval_lab.interventions.editing import requests_of, value_settings
 from gapeval_lab.interventions.memit import Memit
 from gapeval_lab.interventions.moments import second_moment
 from gapeval_lab.interventions.rome import Rome
+from gapeval_lab.interventions.rows import places
 from gapeval_lab.interventions.trace import left_as_found
-from gapeval_lab.interventions.value_rows import drawing_rows, places
+from gapeval_lab.interventions.value_rows import drawing_rows
 from gapeval_lab.interventions.values import optimise_values
 from gapeval_lab.items import Direction, Example, Fact
 from gapeval_lab.lessons import lessons_of, replay_of

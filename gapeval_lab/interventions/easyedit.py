@@ -42,7 +42,7 @@ from gapeval_lab.interventions.easyedit_view import (
     split_at_subject,
     vocabulary_of,
 )
-from gapeval_lab.interventions.moments import second_moment
+from gapeval_lab.interventions.moments import second_moments
 from gapeval_lab.interventions.request import value_request
 from gapeval_lab.interventions.trace import left_as_found, linear_weight
 from gapeval_lab.items import Fact
@@ -190,12 +190,9 @@ class EasyEdit(BaseModel):
             moments = {}
             # MEMIT and its kin read C whatever mom2_adjustment says.
             if method.statistics is not None and (method.spread or hparams.mom2_adjustment):
-                moments = {
-                    path: second_moment(
-                        backbone, path, texts, limit=self.moment_texts, seed=seed, cache=cache
-                    )
-                    for path in edited(hparams)
-                }
+                moments = second_moments(
+                    backbone, list(edited(hparams)), texts, limit=self.moment_texts, seed=seed, cache=cache
+                )
             first = (facts[0].edit.understand.text, _KL_PROMPT.format(facts[0].subject))
             model = EngineModel(backbone, vocabulary=vocabulary_of(backbone, first))
             hand_over(engine, method, hparams, model, moments=moments, ridge=self.ridge, sites=backbone.sites)

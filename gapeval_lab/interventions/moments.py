@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,14 @@ class SecondMoment:
         Raises:
             UserError: singular, or holds numbers that are not finite.
         """
+        return self.solver(ridge)(keys)
+
+    def solver(self, ridge: float) -> Callable[[Tensor], Tensor]:
+        """`solve` for many keys one after the other: factorised once.
+
+        Raises:
+            UserError: as `solve`.
+        """
         scale, ridged = self.matrix.diagonal().mean(), self.ridged(ridge)
         factor, failed = torch.linalg.cholesky_ex(ridged)
         # Cholesky can pass on rounding alone: a pivot that lost all its digits is as good as none.
@@ -65,9 +73,18 @@ class SecondMoment:
                 f"ridge: {ridge} leaves the second moment of {self.tokens} tokens (width "
                 f"{len(self.matrix)}) singular; raise ridge, or moment_texts"
             )
-        columns = keys.detach().to("cpu", torch.float64)
-        solved = torch.cholesky_solve(columns.reshape(len(self.matrix), -1), factor)
-        return solved.reshape(columns.shape)
+
+        def solve(keys: Tensor) -> Tensor:
+            columns = keys.detach().to("cpu", torch.float64)
+            solved = torch.cholesky_solve(columns.reshape(len(factor), -1), factor)
+            return solved.reshape(columns.shape)
+
+        return solve
+
+    def coarse_solver(self, ridge: float) -> Callable[[Tensor], Tensor]:
+        """`solver` in float32, by an inverse, as others do it."""
+        inverse = torch.inverse(self.ridged(ridge).float())
+        return lambda keys: (inverse @ keys.detach().cpu().float()).double()
 
 
 def default_cache() -> Path:
@@ -87,7 +104,25 @@ def second_moment(
     batch: int = 64,
     drawn: Sequence[Example] = (),
 ) -> SecondMoment:
-    """The second moment of the inputs of the module at `path`, from disk if it is there.
+    """`second_moments` of one module."""
+    found = second_moments(
+        backbone, [path], texts, limit=limit, seed=seed, cache=cache, batch=batch, drawn=drawn
+    )
+    return found[path]
+
+
+def second_moments(
+    backbone: Backbone,
+    paths: Sequence[str],
+    texts: Sequence[str],
+    *,
+    limit: int,
+    seed: int,
+    cache: Path | None = None,
+    batch: int = 64,
+    drawn: Sequence[Example] = (),
+) -> dict[str, SecondMoment]:
+    """The second moments of the inputs of modules, from disk where they are there.
 
     Every token of the rendered questions counts, padding does not. Where there are drawings, every
     token of their prompts and every code counts; both halves then weigh the same. Modules above the
@@ -95,7 +130,7 @@ def second_moment(
 
     Args:
         backbone: the model, as it is now.
-        path: a linear module, from the backbone's root.
+        paths: linear modules, from the backbone's root.
         texts: questions of the domain; repetitions count once.
         limit: at most so many of them, drawn with the seed.
         seed: of the draw.
@@ -111,23 +146,24 @@ def second_moment(
         raise UserError("texts: none were given; second moments need questions of the benchmark's domain")
     if len(chosen) > limit:
         chosen = random.Random(seed).sample(chosen, limit)
-    batches = [backbone.encode(chosen[start : start + batch], None) for start in range(0, len(chosen), batch)]
-    told = _kept(backbone, path, batches, cache or default_cache())
+    place, weights = cache or default_cache(), fingerprint(backbone.root)
+    told = [backbone.encode(chosen[start : start + batch], None) for start in range(0, len(chosen), batch)]
+    found = {path: _kept(backbone, path, told, place, weights=weights) for path in paths}
     if not drawn:
-        return told
+        return found
     some = random.Random(seed).sample(drawn, limit) if len(drawn) > limit else list(drawn)
-    shown = _kept(
-        backbone,
-        path,
-        [drawing_of(backbone, some[start : start + batch]) for start in range(0, len(some), batch)],
-        cache or default_cache(),
-    )
-    return SecondMoment((told.matrix + shown.matrix) / 2, told.tokens + shown.tokens)
+    shown = [drawing_of(backbone, some[start : start + batch]) for start in range(0, len(some), batch)]
+    for path, moment in found.items():
+        other = _kept(backbone, path, shown, place, weights=weights)
+        found[path] = SecondMoment((moment.matrix + other.matrix) / 2, moment.tokens + other.tokens)
+    return found
 
 
-def _kept(backbone: Backbone, path: str, batches: Sequence[Encoded | Drawing], cache: Path) -> SecondMoment:
-    """The moment over some batches, from disk if it is there."""
-    file = cache / "moments" / f"{_key(backbone, path, batches)}.safetensors"
+def _kept(
+    backbone: Backbone, path: str, batches: Sequence[Encoded | Drawing], cache: Path, *, weights: str
+) -> SecondMoment:
+    """The moment over some batches, from disk if it is there; `weights` is the model's fingerprint."""
+    file = cache / "moments" / f"{_key(backbone, path, batches, weights=weights)}.safetensors"
     if kept := _load(file):
         return kept
     moment = _measure(backbone, path, batches)
@@ -136,7 +172,7 @@ def _kept(backbone: Backbone, path: str, batches: Sequence[Encoded | Drawing], c
     return moment
 
 
-def _key(backbone: Backbone, path: str, batches: Sequence[Encoded | Drawing]) -> str:
+def _key(backbone: Backbone, path: str, batches: Sequence[Encoded | Drawing], *, weights: str) -> str:
     """Hash of all that C depends on.
 
     The tokens stand for the texts, their number, the template and the tokenizer. The fingerprint of
@@ -145,7 +181,7 @@ def _key(backbone: Backbone, path: str, batches: Sequence[Encoded | Drawing]) ->
     weight = backbone.root.get_submodule(path).weight
     assert isinstance(weight, Tensor)
     digest = hashlib.sha256()
-    for part in (_FORMAT, fingerprint(backbone.root), path, str(weight.dtype), weight.device.type):
+    for part in (_FORMAT, weights, path, str(weight.dtype), weight.device.type):
         digest.update(part.encode() + b"\x00")
     for one in batches:
         encoded, codes = (one.prompt, [one.codes]) if isinstance(one, Drawing) else (one, [])

@@ -18,7 +18,7 @@ Knows no particular model: sites come from the backbone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -43,10 +43,10 @@ from gapeval_lab.interventions.editing import (
     write,
 )
 from gapeval_lab.interventions.lookup import FactToken
-from gapeval_lab.interventions.moments import SecondMoment, second_moment
+from gapeval_lab.interventions.moments import SecondMoment, second_moments
 from gapeval_lab.interventions.request import ValueRequest
+from gapeval_lab.interventions.rows import positions_of
 from gapeval_lab.interventions.trace import inputs_at, left_as_found, linear_weight
-from gapeval_lab.interventions.value_rows import positions_of
 from gapeval_lab.interventions.values import ValueSettings, optimise_values
 from gapeval_lab.items import Fact
 
@@ -115,23 +115,17 @@ class Rome(EditSettings):
         backbone = umm.backbone()
         drawn = drawn_examples(self, training)
         with left_as_found(backbone.root):
-            writes = [
-                _Write(
-                    layer=layer,
-                    path=(path := backbone.sites.path(self.site, layer)),
-                    settings=settings,
-                    moment=second_moment(
-                        backbone,
-                        path,
-                        texts,
-                        limit=self.moment_texts,
-                        seed=seed,
-                        cache=cache,
-                        drawn=drawn,
-                    ),
-                )
-                for layer, settings in self._order()
-            ]
+            order = [(layer, backbone.sites.path(self.site, layer), one) for layer, one in self._order()]
+            moments = second_moments(
+                backbone,
+                [path for _, path, _ in order],
+                texts,
+                limit=self.moment_texts,
+                seed=seed,
+                cache=cache,
+                drawn=drawn,
+            )
+            writes = [_Write(layer, path, one, self._solver(moments[path])) for layer, path, one in order]
 
             def fact_by_fact(chunk: Sequence[Fact], memory: Memory) -> Written:
                 (request,) = requests_of(self, chunk, texts=texts, seed=seed, training=training)
@@ -162,13 +156,18 @@ class Rome(EditSettings):
             return [(self.layer, settings)]
         return [(self.layer, replace(settings, picture_factor=0.0)), (self.picture_layer, settings)]
 
+    def _solver(self, moment: SecondMoment) -> Callable[[Tensor], Tensor]:
+        if self.compat.inverse == "float32":
+            return moment.coarse_solver(self.ridge)
+        return moment.solver(self.ridge)
+
     def _write(
         self, backbone: Backbone, request: ValueRequest, one: _Write
     ) -> tuple[WeightDelta, tuple[float, ...]]:
         """The rank-one change for one fact on the model as it is now, and the value's losses."""
         pictures = one.settings.picture_factor > 0
         key = subject_key(backbone, one.path, request, token=self.fact_token, pictures=pictures)
-        right = update_direction(key, one.moment, ridge=self.ridge, inverse=self.compat.inverse)
+        right = update_direction(key, one.solve)
         if self.compat.divisor == "question":
             alone = replace(request, contexts=request.contexts[:1])
             key = subject_key(backbone, one.path, alone, token=self.fact_token)
@@ -191,12 +190,12 @@ class Rome(EditSettings):
 
 @dataclass(frozen=True)
 class _Write:
-    """One of the writes that a fact takes: where, what is sought, and the second moment there."""
+    """One of the writes that a fact takes: where, what is sought, and C^-1 there."""
 
     layer: int
     path: str
     settings: ValueSettings
-    moment: SecondMoment
+    solve: Callable[[Tensor], Tensor]
 
 
 def subject_key(
@@ -221,32 +220,20 @@ def inputs_of(
     return inputs_at(backbone, path, encoded, positions).cpu().double()
 
 
-def update_direction(
-    key: Tensor,
-    moment: SecondMoment,
-    *,
-    ridge: float,
-    inverse: Literal["float64", "float32"] = "float64",
-) -> Tensor:
+def update_direction(key: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
     """C^-1 k* at length 1, the input side of the update of eq. 2: (in,), float64, CPU.
 
     With it, W' = W + r right^T / (right @ key) gives W' key = W key + r.
 
     Args:
         key: k*, (in,).
-        moment: C.
-        ridge: see `SecondMoment.solve`.
-        inverse: float32 multiplies with an inverse of that precision instead of solving.
+        solve: C^-1, see `SecondMoment.solver`.
 
     Raises:
-        UserError: C is singular, or the key is zero.
+        UserError: the key is zero.
     """
     key = key.detach().cpu().double()
-    direction = (
-        moment.solve(key, ridge=ridge)
-        if inverse == "float64"
-        else (torch.inverse(moment.ridged(ridge).float()) @ key.float()).double()
-    )
+    direction = solve(key)
     right: Tensor = direction / direction.norm()
     if not right @ key > 0:  # C is positive definite: only a zero or non-finite key gets here
         raise UserError(

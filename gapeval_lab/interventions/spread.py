@@ -41,10 +41,10 @@ from gapeval_lab.interventions.editing import (
     write,
 )
 from gapeval_lab.interventions.lookup import FactToken
-from gapeval_lab.interventions.moments import SecondMoment, second_moment
+from gapeval_lab.interventions.moments import SecondMoment, second_moments
 from gapeval_lab.interventions.request import ValueRequest
+from gapeval_lab.interventions.rows import mean_by, positions_of
 from gapeval_lab.interventions.trace import left_as_found, linear_weight, reading
-from gapeval_lab.interventions.value_rows import mean_by, positions_of
 from gapeval_lab.interventions.values import ValueSettings, optimise_values
 from gapeval_lab.items import Fact
 
@@ -124,16 +124,23 @@ class SpreadSettings(EditSettings):
         self.check(umm)
         backbone, drawn = umm.backbone(), drawn_examples(self, training)
 
-        def with_moment(layer: int) -> tuple[str, SecondMoment]:
-            path = backbone.sites.path(self.site, layer)
-            return path, second_moment(
-                backbone, path, texts, limit=self.moment_texts, seed=seed, cache=cache, drawn=drawn
-            )
+        def sites(layers: Sequence[int]) -> list[str]:
+            return [backbone.sites.path(self.site, layer) for layer in layers]
 
         with left_as_found(backbone.root):
+            order = _order(self)
+            moments = second_moments(
+                backbone,
+                [path for layers, _ in order for path in sites(layers)],
+                texts,
+                limit=self.moment_texts,
+                seed=seed,
+                cache=cache,
+                drawn=drawn,
+            )
             writes = [
-                _Write(layers[-1], values, [with_moment(layer) for layer in layers])
-                for layers, values in _order(self)
+                _Write(layers[-1], values, [(path, moments[path]) for path in sites(layers)])
+                for layers, values in order
             ]
 
             def batch(chunk: Sequence[Fact], memory: Memory) -> Written:
