@@ -8,7 +8,7 @@ on disk are taken from there only if everything they depend on is the same, weig
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,31 @@ def evaluate(
         umm: asked as it is now.
         items: with unique ids.
         judge: called once, on everything.
+        seed, store, chunk, progress: see `respond`.
+
+    Raises:
+        RuntimeError: more than `MAX_ERRORS` of the prompts failed.
+    """
+    responses = respond(umm, items, umm.directions, seed=seed, store=store, chunk=chunk, progress=progress)
+    return judged(items, responses, judge)
+
+
+def respond(
+    umm: UMM,
+    items: Sequence[Item],
+    directions: Collection[Direction],
+    *,
+    seed: int,
+    store: ResponseStore | None = None,
+    chunk: int = 96,
+    progress: Progress | None = None,
+) -> dict[Key, Response]:
+    """Ask every item in the given directions, and keep what comes back.
+
+    Args:
+        umm: asked as it is now.
+        items: with unique ids.
+        directions: some of those that the model has.
         seed: of the run; see `prompt_seed`.
         store: where finished responses lie and go; None keeps nothing.
         chunk: prompts between two writes to the store.
@@ -154,8 +179,8 @@ def evaluate(
         RuntimeError: more than `MAX_ERRORS` of the prompts failed.
     """
     responses: dict[Key, Response] = {}
-    total = len(items) * len(umm.directions)
-    for direction in sorted(umm.directions, reverse=True):
+    total = len(items) * len(directions)
+    for direction in sorted(directions, reverse=True):
         waiting = []
         for item in items:
             kept = store.get(item, direction) if store else None
@@ -176,11 +201,16 @@ def evaluate(
         if progress:
             progress(len(responses), total)
     _check_errors(responses)
+    return responses
+
+
+def judged(items: Sequence[Item], responses: dict[Key, Response], judge: Judge) -> Evaluation:
+    """The responses to these items with the judge's verdicts."""
     pairs = [
         (item, responses[item.id, direction])
         for item in items
         for direction in Direction
-        if direction in umm.directions
+        if (item.id, direction) in responses
     ]
     verdicts = judge(pairs)
     return Evaluation(
