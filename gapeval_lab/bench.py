@@ -111,6 +111,11 @@ def load_bench(loaded: LoadedRecipe) -> Bench:
     items = chosen_items(recipe, benchmark)
     stages = stages_of(recipe, benchmark)
     umm = recipe.build("model").load()
+    if recipe.evaluation.reasoning is not None and len(umm.directions) < 2:
+        raise UserError(
+            f"evaluation.reasoning: {umm.name} does not both tell and draw; set it to null, or take another "
+            "model"
+        )
     for stage in stages:
         stage.intervention.check(umm)
     seconds = {"load": time.monotonic() - began}

@@ -93,7 +93,7 @@ def eval_(
     json_file: JsonFile = None,
 ) -> None:
     """Ask both directions of the model as it is; a recipe's intervention is left out."""
-    given = [*(set_ or []), "intervention=null", "facts=null", "then=[]"]
+    given = [*(set_ or []), "intervention=null", "facts=null", "then=[]", "evaluation.reasoning=null"]
     loaded = _load(recipe, overrides, given, limit, categories)
     _execute(loaded, dry_run=dry_run, out=out, json_file=json_file)
 
@@ -332,6 +332,9 @@ def _print_plan(loaded: "LoadedRecipe") -> None:
         phases += 1
     if stages:
         phases += recipe.controls.identity + recipe.controls.placebo
+    if reasoning := recipe.evaluation.reasoning:
+        asked = f"{len(reasoning.questions)} question{'s' if len(reasoning.questions) > 1 else ''}"
+        print(f"  write      {asked} about each fact, then draw: {', '.join(reasoning.draw)}")
     print(f"  measure    {phases} times, {2 * len(items)} prompts each")
     print("nothing was done (--dry-run)")
 

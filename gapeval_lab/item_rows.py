@@ -1,11 +1,13 @@
-"""One phase as rows, an item each, with the pictures beside them. Reads an evaluation, never a model."""
+"""One phase as rows, an item each, with the pictures beside them. Reads evaluations, never a model."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from gapeval_lab.evaluate import Evaluation
-from gapeval_lab.items import Direction, Item, png_bytes
-from gapeval_lab.outcome import ItemRow
+from gapeval_lab.items import Direction, Fact, Item, png_bytes
+from gapeval_lab.outcome import DrawnBy, ItemRow, ReasonedRow
+from gapeval_lab.quality import ProbeState, drawn_by, probes
 
 
 def item_rows(phase: str, items: Sequence[Item], evaluation: Evaluation, *, work: Path) -> list[ItemRow]:
@@ -44,6 +46,38 @@ def item_rows(phase: str, items: Sequence[Item], evaluation: Evaluation, *, work
                 tags=dict(item.tags),
             )
         )
+    return rows
+
+
+def reasoned_rows(
+    phase: Literal["before", "after"], facts: Sequence[Fact], state: ProbeState, *, work: Path
+) -> list[ReasonedRow]:
+    """One row per probe that the model wrote about; pictures go to `work/pictures/<protocol>/<phase>/`."""
+    if state.reasoned is None:
+        return []
+    written, prompts = state.reasoned.written, state.reasoned.prompts
+    rows = []
+    for fact in facts:
+        for item in probes([fact]):
+            if item.id not in written:
+                continue
+            drawn = {}
+            for protocol, evaluation in drawn_by(state).items():
+                response = evaluation.responses[item.id, Direction.GENERATION]
+                verdict = evaluation.verdicts[item.id, Direction.GENERATION]
+                name = f"pictures/{protocol}/{phase}/{_file_name(item.id)}.png"
+                if response.image is not None:
+                    (work / name).parent.mkdir(parents=True, exist_ok=True)
+                    (work / name).write_bytes(png_bytes(response.image))
+                drawn[protocol] = DrawnBy(
+                    prompt=prompts.get(protocol, {}).get(item.id, item.generate.text),
+                    correct=verdict.correct,
+                    reason=verdict.reason,
+                    picture=name if response.image is not None else None,
+                )
+            rows.append(
+                ReasonedRow(fact=fact.id, probe=item.id, phase=phase, written=written[item.id], drawn=drawn)
+            )
     return rows
 
 

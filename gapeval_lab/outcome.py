@@ -74,6 +74,43 @@ class FactQuality(Record):
     logprob_after: dict[Literal["text", "image"], float | None]
 
 
+class ProtocolQuality(Record):
+    """What became of the edited facts where they were drawn by one protocol; see reasoning.py.
+
+    Attributes:
+        name: "direct", or the recipe's name for it. All of a run's are measured on the same probes.
+        cells: measure -> shares of its drawings, as in `EditQuality`; one that was not scored is missing.
+        over_direct: measure -> this share minus that of drawing directly, after, paired by fact; none
+            for "direct" itself.
+        unwritten: drawings after the intervention for which the model had written nothing, so that they
+            were asked for directly.
+    """
+
+    name: str
+    cells: dict[str, QualityCell]
+    over_direct: dict[str, Estimate] = {}
+    unwritten: int = 0
+
+
+class DrawnBy(Record):
+    """A drawing of a probe by one protocol: with which prompt, the verdict, and why."""
+
+    prompt: str
+    correct: bool | None
+    reason: str
+    picture: str | None  # file name, relative to the outcome's folder
+
+
+class ReasonedRow(Record):
+    """One probe of a fact in one state: what the model wrote about it, and its drawing by each protocol."""
+
+    fact: str
+    probe: str
+    phase: Literal["before", "after"]
+    written: str
+    drawn: dict[str, DrawnBy]
+
+
 QUALITIES = ("reliability", "generalisation", "locality", "portability")
 """The shares of `EditQuality`, in the order in which they are told."""
 
@@ -90,6 +127,7 @@ class EditQuality(Record):
     transfer_ratio: Estimate | None  # gain of the other direction / gain of the edited one
     transfer_note: str = ""
     facts: list[FactQuality]
+    protocols: list[ProtocolQuality] = []  # the direct one first; none where the recipe asks for none
 
 
 class EmergencePoint(Record):
@@ -182,6 +220,7 @@ class Outcome(Record):
     adapter: str | None = None  # folder of the adapter in its library's own format
     engine_logs: list[str] = []  # files of what engines of others' making printed
     emergence: Emergence | None = None  # of a recipe with one intervention; else each stage has its own
+    reasoned: list[ReasonedRow] = []  # of a recipe whose facts are drawn from what the model writes
     curves: dict[str, list[tuple[int, float]]]  # what the intervention logged while it fitted
     seconds: dict[str, float]  # phase -> wall time
     peak_memory_gib: float

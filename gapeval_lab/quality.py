@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from gapeval_lab.evaluate import Evaluation
 from gapeval_lab.gap.records import Estimate
 from gapeval_lab.items import Direction, Fact, Item
-from gapeval_lab.outcome import EditQuality, FactQuality, QualityCell
+from gapeval_lab.outcome import QUALITIES, EditQuality, FactQuality, ProtocolQuality, QualityCell
+from gapeval_lab.reasoning import Reasoned
+from gapeval_lab.sections import DIRECT
 
 Side = Literal["text", "image"]
 SIDES: dict[Side, Direction] = {"text": Direction.UNDERSTANDING, "image": Direction.GENERATION}
@@ -29,10 +31,12 @@ class ProbeState:
 
     logprobs: per side, per fact id: log-probability of the target in nats, teacher-forced; a side is
     missing where the model or the benchmark has no picture for it.
+    reasoned: what was written and drawn from it, where the recipe asks for that.
     """
 
     evaluation: Evaluation
     logprobs: Mapping[Side, Mapping[str, float]]
+    reasoned: Reasoned | None = None
 
 
 def probes(facts: Sequence[Fact]) -> list[Item]:
@@ -57,7 +61,9 @@ def edit_quality(
         kinds[kind] = {}
         for side in SIDES:
             for state, name in ((before, "before"), (after, "after")):
-                shares[kind, side, name] = [_passed(_of(fact, kind), side, state) for fact in facts]
+                shares[kind, side, name] = [
+                    _passed(_of(fact, kind), side, state.evaluation) for fact in facts
+                ]
             cell = _cell(
                 shares[kind, side, "before"],
                 shares[kind, side, "after"],
@@ -87,6 +93,7 @@ def edit_quality(
         locality_pixel_distance=_pixel_distance(facts, before, after),
         transfer_ratio=ratio,
         transfer_note=note,
+        protocols=_protocols(facts, before, after, seed=seed),
         facts=[
             FactQuality(
                 id=fact.id,
@@ -110,19 +117,24 @@ def held(facts: Sequence[Fact], state: ProbeState) -> dict[Side, float | None]:
     """Share of the facts' own and reworded questions that are right, a mean of per-fact shares."""
     found: dict[Side, float | None] = {}
     for side in SIDES:
-        shares = [_passed((fact.edit, *fact.reworded), side, state) for fact in facts]
+        shares = [_passed((fact.edit, *fact.reworded), side, state.evaluation) for fact in facts]
         known = [share for share in shares if share is not None]
         found[side] = float(np.mean(known)) if known else None
     return found
 
 
 def _of(fact: Fact, kind: str) -> tuple[Item, ...]:
-    return {"reliability": (fact.edit,), "generalisation": fact.reworded, "portability": fact.derived}[kind]
+    return {
+        "reliability": (fact.edit,),
+        "generalisation": fact.reworded,
+        "locality": fact.neighbours,
+        "portability": fact.derived,
+    }[kind]
 
 
-def _passed(items: Sequence[Item], side: Side, state: ProbeState) -> float | None:
+def _passed(items: Sequence[Item], side: Side, evaluation: Evaluation) -> float | None:
     """Share of the scored probes that are right; None where none was scored."""
-    scored = [state.evaluation.correct(item, SIDES[side]) for item in items]
+    scored = [evaluation.correct(item, SIDES[side]) for item in items]
     known = [correct for correct in scored if correct is not None]
     return sum(known) / len(known) if known else None
 
@@ -192,6 +204,64 @@ def _bootstrapped(values: NDArray[np.float64], drawn: NDArray[np.int64]) -> Esti
     return Estimate(float(values.mean()), float(low), float(high))
 
 
+def drawn_by(state: ProbeState) -> dict[str, Evaluation]:
+    """Protocol -> the pictures of one state, the direct ones first; empty where there is only that."""
+    return {} if state.reasoned is None else {DIRECT: state.evaluation, **state.reasoned.drawn}
+
+
+def _protocols(
+    facts: Sequence[Fact], before: ProbeState, after: ProbeState, *, seed: int
+) -> list[ProtocolQuality]:
+    """Drawing directly and from what was written, side by side on the probes that were written about."""
+    if before.reasoned is None or after.reasoned is None:
+        return []
+    about = before.reasoned.written.keys() & after.reasoned.written.keys()
+    asked = {
+        name: [[item for item in _of(fact, name) if item.id in about] for fact in facts] for name in QUALITIES
+    }
+    ids = {item.id for of_facts in asked.values() for items in of_facts for item in items}
+    found: list[ProtocolQuality] = []
+    direct: dict[str, list[float | None]] = {}
+    was, now = drawn_by(before), drawn_by(after)
+    for protocol in now:
+        cells, over = {}, {}
+        for name in QUALITIES:
+            first, later = _drawn_shares(name, asked[name], was[protocol], now[protocol])
+            cell = _cell(first, later, sum(map(len, asked[name])))
+            if cell is not None:
+                cells[name] = cell
+                paired = _difference(later, direct.setdefault(name, later), seed=seed)
+                if protocol != DIRECT and paired is not None:
+                    over[name] = paired
+        written = ids if protocol == DIRECT else after.reasoned.prompts[protocol].keys()
+        found.append(
+            ProtocolQuality(name=protocol, cells=cells, over_direct=over, unwritten=len(ids - written))
+        )
+    return found
+
+
+def _drawn_shares(
+    measure: str, asked: Sequence[Sequence[Item]], was: Evaluation, now: Evaluation
+) -> tuple[list[float | None], list[float | None]]:
+    """Per fact: the share of its drawings that pass, before and after; for locality, that stayed."""
+    if measure == "locality":
+        left = [kept(items, "image", was, now) for items in asked]
+        return [None if share is None else 1.0 for share in left], left
+    first, later = ([_passed(items, "image", state) for items in asked] for state in (was, now))
+    return first, later
+
+
+def _difference(
+    shares: Sequence[float | None], base: Sequence[float | None], *, seed: int
+) -> Estimate | None:
+    """Mean difference of per-fact shares, with a bootstrap interval over facts; None without a pair."""
+    pairs = [s - b for s, b in zip(shares, base, strict=True) if s is not None and b is not None]
+    if not pairs:
+        return None
+    drawn = np.random.default_rng([seed, 5]).integers(len(pairs), size=(REPLICATES, len(pairs)))
+    return _bootstrapped(np.array(pairs), drawn)
+
+
 def _transfer(
     facts: Sequence[Fact], before: ProbeState, after: ProbeState, *, edited: str, seed: int
 ) -> tuple[Estimate | None, str]:
@@ -204,8 +274,8 @@ def _transfer(
     for fact in facts:
         changes = {}
         for side in (given, other):
-            was = _passed((fact.edit, *fact.reworded), side, before)
-            now = _passed((fact.edit, *fact.reworded), side, after)
+            was = _passed((fact.edit, *fact.reworded), side, before.evaluation)
+            now = _passed((fact.edit, *fact.reworded), side, after.evaluation)
             if was is not None and now is not None:
                 changes[side] = now - was
         if len(changes) == 2:

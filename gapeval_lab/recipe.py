@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from gapeval_lab import registry
 from gapeval_lab.errors import UserError
+from gapeval_lab.sections import Evaluation, Strict, Text
 from gapeval_lab.shipped import find_file, read_text
 from gapeval_lab.validation import KeyPath, Problem, did_you_mean, dotted, explain, validate
 from gapeval_lab.yaml_file import Document, parse
@@ -34,16 +35,8 @@ KINDS: Mapping[NodeField, registry.Kind] = {
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 """Names of recipes become names of folders and runs."""
 
-Text = Annotated[str, StringConstraints(min_length=1)]
 
-
-class _Strict(BaseModel):
-    """Base of the schema: frozen, nothing extra, no conversion of types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Node(_Strict):
+class Node(Strict):
     """A plug-in by name, with its settings beside the name; they are checked against its class.
 
     In a file, a node may also be `{config: name}`: the config's content, under the node's own keys.
@@ -59,7 +52,7 @@ class Node(_Strict):
         return dict(self.model_extra or {})
 
 
-class FactsNode(_Strict):
+class FactsNode(Strict):
     """Which facts are written: of a file's split, the first `count` (None: all).
 
     `pictures` is a folder of pictures with captions (`metadata.jsonl`) that interventions are shown
@@ -75,27 +68,7 @@ class FactsNode(_Strict):
     pictures: Text | None = None
 
 
-class Evaluation(_Strict):
-    """The protocol of a run.
-
-    Attributes:
-        batch: prompts per call of the model; changes speed, never answers.
-        items: size of a subset that keeps the categories' shares; None means all.
-        categories: which categories are asked; None means all.
-        limit: at most this many items, the first ones, after everything else (for a quick look).
-        replicates: bootstrap and permutation replicates.
-        official: also compute the published estimator.
-    """
-
-    batch: Annotated[int, Field(ge=1)] = 32
-    items: Annotated[int, Field(ge=1)] | None = None
-    categories: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
-    limit: Annotated[int, Field(ge=1)] | None = None
-    replicates: Annotated[int, Field(ge=1)] = 10_000
-    official: bool = True
-
-
-class Curve(_Strict):
+class Curve(Strict):
     """Where a training is measured on its way.
 
     Attributes:
@@ -119,21 +92,21 @@ class Curve(_Strict):
         return updates in self.at if self.at is not None else updates % (self.every or 5) == 0
 
 
-class Controls(_Strict):
+class Controls(Strict):
     """What runs beside the intervention: a delta of nothing, and a random delta of equal norm."""
 
     identity: bool = True
     placebo: bool = True
 
 
-class Step(_Strict):
+class Step(Strict):
     """A further intervention, on the model that holds the earlier ones, with facts of its own."""
 
     facts: FactsNode
     intervention: Node
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """One experiment, resolved. `load` makes it; without an intervention it measures a baseline.
 
     `then` holds further interventions, in order; after each one everything is measured.
@@ -388,6 +361,10 @@ def _validated(draft: _Draft, broken: set[NodeField]) -> Recipe | None:
         )
     if recipe.then and recipe.intervention is None:
         draft.add(("then",), "there is no first intervention; move this list's first entry up")
+    if recipe.evaluation.reasoning is not None and recipe.intervention is None:
+        draft.add(
+            ("evaluation", "reasoning"), "it asks about facts, and there is no intervention; take it out"
+        )
     if not broken:
         paths = flatten(
             {key: value for key, value in recipe.model_dump(mode="json").items() if key != "search"}

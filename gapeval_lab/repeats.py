@@ -33,6 +33,7 @@ def over_seeds(values: Sequence[float], *, share: bool = False) -> Estimate:
 def repeats_data(outcomes: Sequence[Outcome]) -> list[tuple[str, Estimate, int]]:
     """(measure, mean over seeds, runs that have it), in the order of the tables of a single run."""
     found: dict[str, list[float]] = {}
+    shares = {f"{name}/{side}" for name in QUALITIES for side in ("text", "image")}
 
     def add(name: str, value: float | None) -> None:
         if value is not None:
@@ -51,6 +52,12 @@ def repeats_data(outcomes: Sequence[Outcome]) -> list[tuple[str, Estimate, int]]
             for name in QUALITIES:
                 for side, cell in getattr(outcome.quality, name).items():
                     add(f"{name}/{side}", cell.after.value)
+            for protocol in outcome.quality.protocols:
+                for name, cell in protocol.cells.items():
+                    add(f"{name}/{protocol.name}", cell.after.value)
+                    shares.add(f"{name}/{protocol.name}")
+                for name, over in protocol.over_direct.items():
+                    add(f"{name}/{protocol.name} over direct", over.value)
             ratio = outcome.quality.transfer_ratio
             add("transfer ratio", ratio.value if ratio else None)
         for name, emergence in outcome.trainings().items():
@@ -61,5 +68,4 @@ def repeats_data(outcomes: Sequence[Outcome]) -> list[tuple[str, Estimate, int]]
                     add(f"{side} crosses {level} %, updates{of}", step)
             for level, lag in emergence.lag.items():
                 add(f"lag at {level} %, image after text{of}", lag)
-    shares = {f"{name}/{side}" for name in QUALITIES for side in ("text", "image")}
     return [(name, over_seeds(values, share=name in shares), len(values)) for name, values in found.items()]

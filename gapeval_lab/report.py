@@ -205,6 +205,34 @@ def quality_data(quality: EditQuality) -> list[Row]:
 QUALITY_COLUMNS = ("probes", "before", "after")
 
 
+def protocol_data(quality: EditQuality) -> list[Row]:
+    """Facts drawn directly and from what the model wrote first, side by side in each measure."""
+    rows = []
+    for name in QUALITIES:
+        for protocol in quality.protocols:
+            cell, over = protocol.cells.get(name), protocol.over_direct.get(name)
+            if cell is not None:
+                shares = (str(cell.n), percent(cell.before), percent(cell.after))
+                rows.append(Row(f"{name}/{protocol.name}", (*shares, spread(over) if over else "")))
+    return rows
+
+
+PROTOCOL_COLUMNS = ("probes", "before", "after", "after, over direct")
+
+
+def protocol_note(quality: EditQuality) -> str:
+    """What the table of protocols leaves open; empty where there is nothing to say."""
+    said = []
+    if not any(protocol.cells for protocol in quality.protocols):
+        said.append("no drawing was scored")
+    said += [
+        f"{protocol.name}: nothing written for {protocol.unwritten} drawings after, so asked for directly"
+        for protocol in quality.protocols
+        if protocol.unwritten
+    ]
+    return "; ".join(said)
+
+
 def told_and_drawn(shares: Mapping[Literal["text", "image"], float | None]) -> str:
     """Both sides' shares in one cell."""
     sides = (shares.get("text"), shares.get("image"))
@@ -277,7 +305,7 @@ def draw_repeats(outcomes: Sequence[Outcome]) -> Table:
 
 
 def _over_seeds(name: str, estimate: Estimate, runs: int) -> str:
-    sign = "shift" in name or "lag" in name
+    sign = any(word in name for word in ("shift", "lag", "over direct"))
     if runs > 1:
         return spread(estimate, sign=sign)
     return signed(estimate.value) if sign else f"{estimate.value:.3f}"
@@ -298,6 +326,12 @@ def draw_outcome(outcome: Outcome) -> Group:
         ratio = outcome.quality.transfer_ratio
         said = spread(ratio, sign=False) if ratio else outcome.quality.transfer_note
         parts.append(Text(f"transfer ratio: {said}"))
+        if outcome.quality.protocols:
+            rows = protocol_data(outcome.quality)
+            title = "Drawn directly, and from what the model wrote first"
+            parts += [Text(), draw_rows(title, PROTOCOL_COLUMNS, rows)]
+            if note := protocol_note(outcome.quality):
+                parts.append(Text(note, style="dim"))
     for name, emergence in outcome.trainings().items():
         number = name.partition("/")[2]
         later = f", intervention {number}" if number else ""

@@ -26,12 +26,13 @@ from gapeval_lab.gap.score import gap_report
 from gapeval_lab.gap.shift import shift_report
 from gapeval_lab.gap.table import ItemVerdict, cells
 from gapeval_lab.interfaces import ADAPTER, ENGINE_LOG, side_of
-from gapeval_lab.item_rows import item_rows
+from gapeval_lab.item_rows import item_rows, reasoned_rows
 from gapeval_lab.items import Direction, Example, Fact
 from gapeval_lab.outcome import Outcome, PhaseResult
 from gapeval_lab.outcome import Stage as StageRecord
 from gapeval_lab.provenance import git_revision, peak_memory_gib, versions
 from gapeval_lab.quality import SIDES, ProbeState, Side, edit_quality, held, probes
+from gapeval_lab.reasoning import reason
 
 OnStage = Callable[[str], None]
 OnProgress = Callable[[str, int, int], None]
@@ -146,7 +147,19 @@ class Runner:
         evaluation = Evaluation(tuple(bench.items), whole.responses, whole.verdicts)
         if not asked:
             return Measured(evaluation, None)
-        return Measured(evaluation, ProbeState(whole, self._logprobs()))
+        protocol, reasoned = bench.loaded.recipe.evaluation, None
+        if protocol.reasoning is not None:
+            reasoned = reason(
+                bench.umm,
+                bench.facts,
+                protocol.reasoning,
+                judge=bench.judge,
+                seed=self.seed,
+                store=store,
+                chunk=protocol.batch,
+                progress=functools.partial(self.on_progress, phase),
+            )
+        return Measured(evaluation, ProbeState(whole, self._logprobs(), reasoned))
 
     def _logprobs(self) -> Mapping[Side, Mapping[str, float]]:
         """Teacher-forced log-probability of each fact's target, in nats."""
@@ -198,8 +211,10 @@ class Runner:
             name: None if measured is None else self._result(name, measured.evaluation)
             for name, measured in phases.items()
         }
-        quality = None
+        quality, reasoned = None, []
         if after is not None and before.probes and after.probes:
+            reasoned += reasoned_rows("before", bench.facts, before.probes, work=self.work)
+            reasoned += reasoned_rows("after", bench.facts, after.probes, work=self.work)
             quality = edit_quality(
                 bench.facts, before.probes, after.probes, edited=bench.direction, seed=self.seed
             )
@@ -250,6 +265,7 @@ class Runner:
                 for file in sorted(self.work.glob(pattern))
             ],
             emergence=fitted[0].emergence if len(fitted) == 1 else None,
+            reasoned=reasoned,
             curves=_joined(fitted),
             seconds={name: round(value, 3) for name, value in bench.seconds.items()},
             peak_memory_gib=round(peak_memory_gib(), 3),

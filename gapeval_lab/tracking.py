@@ -16,7 +16,7 @@ import hashlib
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -210,9 +210,17 @@ def _end(live: LiveRun, error: BaseException) -> None:
 
 def baseline_fingerprint(outcome: Outcome) -> str:
     """Hash of what the before phase depends on: weights, data, and every setting of the measurement."""
-    settings = {key: value for key, value in outcome.recipe.items() if key not in _NOT_BASELINE}
+    settings = _of_baseline(outcome.recipe)
     parts = [outcome.umm, outcome.weights_fingerprint, outcome.data_hash, outcome.seed, settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _of_baseline(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved recipe without what is about an intervention or its facts."""
+    kept = {key: value for key, value in recipe.items() if key not in _NOT_BASELINE}
+    if isinstance(kept.get("evaluation"), Mapping):
+        kept["evaluation"] = {key: value for key, value in kept["evaluation"].items() if key != "reasoning"}
+    return kept
 
 
 def baseline(store: Store, outcome: Outcome, folder: Path) -> str:
@@ -246,7 +254,7 @@ def baseline(store: Store, outcome: Outcome, folder: Path) -> str:
 
 def _before_only(outcome: Outcome) -> Outcome:
     """The outcome as if nothing had been done to the model."""
-    recipe = {key: value for key, value in outcome.recipe.items() if key not in _NOT_BASELINE}
+    recipe = _of_baseline(outcome.recipe)
     # What an outcome may leave out (stages, adapter, emergence, ...) is all of the intervention's.
     optional = {
         name: field.get_default(call_default_factory=True)

@@ -158,7 +158,7 @@ def contact_sheets(pairs: Sequence[Pair], folder: Path, place: Path) -> None:
 
 
 def archive(outcome: Outcome, folder: Path, file: Path) -> int:
-    """Every picture of every phase in one zip, under the names that the outcome gives; returns how many.
+    """Every picture in one zip, under the names that the outcome gives; returns how many.
 
     Stored, not deflated: they are PNG. Two thousand small artifacts would cost far more than one file.
     """
@@ -171,6 +171,7 @@ def archive(outcome: Outcome, folder: Path, file: Path) -> int:
         for name in (row.picture, row.input_picture)
         if name
     ]
+    names += [one.picture for row in outcome.reasoned for one in row.drawn.values() if one.picture]
     unique = list(dict.fromkeys(names))
     if unique:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -216,10 +216,28 @@ def retention(outcome: Outcome) -> Table | None:
     return Table("7_retention", ("state", "fact set", "told", "drawn"), rows)
 
 
+def reasoned(outcome: Outcome) -> Table | None:
+    """What the model wrote about every probe, and what it drew from that; None where it was not asked to."""
+    if not outcome.reasoned:
+        return None
+    protocols = list(outcome.reasoned[0].drawn)
+    columns = ("fact", "probe", "state", "written", *protocols)
+    columns += tuple(f"{what}_{name}" for name in protocols for what in ("prompt", "why", "picture"))
+    rows: list[list[Any]] = []
+    for row in outcome.reasoned:
+        drawn = [row.drawn[name] for name in protocols]
+        details = [cell for one in drawn for cell in (one.prompt, one.reason, one.picture)]
+        said = [word(one.correct) for one in drawn]
+        rows.append([row.fact, row.probe, row.phase, row.written, *said, *details])
+    return Table("8_drawn_from_text", columns, rows)
+
+
 def tables(outcome: Outcome, found: Sequence[Pair]) -> list[Table]:
     """All tables but the pictures', which comes before them."""
     made = [category_shift(outcome)]
     if outcome.after:
         made.append(flips(found))
     made.append(items(found))
-    return made + [table for table in (facts(outcome), norms(outcome), retention(outcome)) if table]
+    return made + [
+        table for table in (facts(outcome), norms(outcome), retention(outcome), reasoned(outcome)) if table
+    ]

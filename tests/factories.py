@@ -16,7 +16,17 @@ from gapeval_lab.gap.records import (
     OfficialGap,
     ShiftReport,
 )
-from gapeval_lab.outcome import EditQuality, FactQuality, ItemRow, Outcome, PhaseResult, QualityCell
+from gapeval_lab.outcome import (
+    DrawnBy,
+    EditQuality,
+    FactQuality,
+    ItemRow,
+    Outcome,
+    PhaseResult,
+    ProtocolQuality,
+    QualityCell,
+    ReasonedRow,
+)
 
 CATEGORIES = ("world_knowledge", "numerical_perception", "instruction_following", "reasoning")
 BEFORE = dict(zip(CATEGORIES, (0.688, 0.602, 0.531, 0.575), strict=True))
@@ -158,6 +168,39 @@ def quality() -> EditQuality:
         transfer_ratio=estimate(0.4, 0.1),
         facts=[fact, fact.model_copy(update={"id": "fact-2", "subject": "zor2"})],
     )
+
+
+def with_protocols(outcome: Outcome) -> Outcome:
+    """The same with one fact's edit drawn directly and from what was written; wrong, then right."""
+
+    def drawn(prompt: str, correct: bool) -> DrawnBy:
+        return DrawnBy(
+            prompt=prompt, correct=correct, reason="seen so", picture=outcome.before.rows[0].picture
+        )
+
+    cell = QualityCell(before=estimate(0.1), after=estimate(0.8), n=10)
+    protocols = [
+        ProtocolQuality(name="direct", cells={"reliability": cell}),
+        ProtocolQuality(
+            name="whole",
+            cells={"reliability": cell.model_copy(update={"after": estimate(0.9)}), "locality": cell},
+            over_direct={"reliability": estimate(0.1, 0.05), "locality": estimate(0.0, 0.0)},
+            unwritten=2,
+        ),
+    ]
+    rows = [
+        ReasonedRow(
+            fact="fact-1",
+            probe="fact-1.edit.0",
+            phase=phase,
+            written=f"it is {colour}",
+            drawn={"direct": drawn("draw zor1", False), "whole": drawn(f"it is {colour}", phase == "after")},
+        )
+        for phase, colour in (("before", "red"), ("after", "blue"))
+    ]
+    assert outcome.quality is not None
+    quality = outcome.quality.model_copy(update={"protocols": protocols})
+    return outcome.model_copy(update={"quality": quality, "reasoned": rows})
 
 
 def make_outcome(

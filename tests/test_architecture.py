@@ -37,7 +37,8 @@ ARROWS: dict[str, set[str]] = {
     "fact_formats": set(),
     "fact_files": {"fact_formats", "facts", "items", "errors", "shipped", "validation"},
     "registry": {"interfaces", "errors", "validation"},
-    "recipe": {"registry", "errors", "shipped", "validation", "yaml_file"},
+    "sections": set(),
+    "recipe": {"sections", "registry", "errors", "shipped", "validation", "yaml_file"},
     "gap": {"errors"},
     "catalogue": {"recipe", "errors", "shipped", "yaml_file"},
     "outcome": {"gap", "files"},
@@ -47,7 +48,8 @@ ARROWS: dict[str, set[str]] = {
     "judges": PLUG_IN | {"scene"},
     "interventions": PLUG_IN | {"validation"},
     # running
-    "quality": {"evaluate", "gap", "outcome", "interfaces", "items", "errors"},
+    "reasoning": {"evaluate", "sections", "interfaces", "items"},
+    "quality": {"evaluate", "gap", "outcome", "reasoning", "sections", "interfaces", "items", "errors"},
     "evaluate": {"delta", "gap", "outcome", "interfaces", "items", "errors", "files"},
     "provenance": set(),
     "bench": {
@@ -57,11 +59,11 @@ ARROWS: dict[str, set[str]] = {
     "stored_deltas": {"delta", "errors", "validation"},
     "merged": {"delta", "interfaces", "errors", "files"},
     "work_folder": {"fitting", "errors"},
-    "item_rows": {"evaluate", "items", "outcome"},
+    "item_rows": {"evaluate", "items", "outcome", "quality"},
     "emergence": {"bench", "evaluate", "gap", "recipe", "outcome", "quality", "interfaces", "items", "files"},
     "run": {
         *("bench", "evaluate", "recipe", "delta", "gap", "outcome", "facts", "quality", "provenance"),
-        *("fitting", "item_rows"),
+        *("fitting", "item_rows", "reasoning"),
         *("interfaces", "items", "errors", "files"),
     },
     "testing": {"delta", "interfaces", "items"},

@@ -83,6 +83,10 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(
     assert "measure    5 times" in out
     assert call(monkeypatch, "eval", "--recipe", "inject_edit_inject", "--dry-run", "--limit", "12") == 0
     assert "intervene" not in capsys.readouterr().out
+    assert call(monkeypatch, "edit", "--recipe", "lora_reasoned", "--dry-run", "--limit", "12") == 0
+    assert "4 questions about each fact, then draw: whole, caption" in capsys.readouterr().out
+    assert call(monkeypatch, "eval", "--recipe", "lora_reasoned", "--dry-run", "--limit", "12") == 0
+    assert "question" not in capsys.readouterr().out
     assert list(home.iterdir()) == []
 
 

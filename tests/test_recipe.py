@@ -142,6 +142,7 @@ def test_defaults_of_plug_ins_stand_in_the_resolved_recipe():
             "limit": None,
             "replicates": 10_000,
             "official": True,
+            "reasoning": None,
         },
         "emergence": None,
         "controls": {"identity": True, "placebo": True},
@@ -251,6 +252,30 @@ def test_an_unknown_key_without_a_close_one_gets_the_known_ones():
         ("controls.placebo=no", "controls.placebo: should be a valid boolean; got 'no' (--set)"),
         ("intervention.layr=3", "intervention.layr: unknown key; did you mean 'layer'? (--set)"),
         ("evaluaton.batch=3", "evaluaton: unknown key; did you mean 'evaluation'? (--set)"),
+        ("evaluation.reasoning.questions=[]", "evaluation.reasoning.questions: should have at least 1 item"),
+        (
+            "evaluation.reasoning.questions=['what is {sbject} ?']",
+            "evaluation.reasoning: questions.0: {sbject} is unknown here; use {subject}, {relation}, ",
+        ),
+        (
+            "evaluation.reasoning.questions=['{text}']",
+            "evaluation.reasoning: questions.0: {text} is unknown here; use {subject}",
+        ),
+        (
+            "evaluation.reasoning.note='{asked}'",
+            "evaluation.reasoning: note: should hold {answer}, what the model wrote; got '{asked}'",
+        ),
+        (
+            "evaluation.reasoning.draw={whole: 'draw {prompt}'}",
+            "evaluation.reasoning: draw.whole: should hold {text} or {caption}, what the model wrote",
+        ),
+        (
+            "evaluation.reasoning.draw={direct: '{text}'}",
+            "evaluation.reasoning: draw.direct: this name is taken; choose another",
+        ),
+        ("evaluation.reasoning.draw={'a b': '{text}'}", "evaluation.reasoning.draw.a b"),
+        ("evaluation.reasoning.draw={}", "evaluation.reasoning.draw: should have at least 1 item"),
+        ("evaluation.reasoning.drow={}", "evaluation.reasoning.drow: unknown key; did you mean 'draw'?"),
         ("seed.x=3", "seed.x: 'seed' is no mapping; set it whole (--set)"),
         (
             "search={intervention.lt: {low: 1}}",
@@ -293,6 +318,17 @@ def test_overrides_set_one_field_and_change_the_hash(override, path, value):
     assert all(after[key] == before[key] for key in before.keys() & after.keys() if key != path)
     assert loaded.overrides == (override,)
     assert (loaded.hash != resolved().hash) == (before.get(path) != value)
+
+
+def test_questions_follow_an_answer_and_need_an_intervention():
+    reasoning = "evaluation.reasoning={questions: ['{subject} ?', '{text} , {relation} ?']}"
+    found = resolved(GOOD, reasoning).recipe.evaluation.reasoning
+    assert found.draw == {"whole": "{text}", "caption": "{caption}"}
+    assert found.uses("relation") and found.uses("subject") and not found.uses("prompt")
+    bare = ("intervention=null", "facts=null", reasoning)
+    assert errors_of(GOOD, *bare) == [
+        "evaluation.reasoning: it asks about facts, and there is no intervention; take it out (--set)"
+    ]
 
 
 def test_overrides_reach_the_keys_of_the_search_section():

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from factories import make_outcome
+from factories import make_outcome, with_protocols
 
 from gapeval_lab.outcome import Emergence, EmergencePoint
 from gapeval_lab.repeats import over_seeds, repeats_data
@@ -36,3 +36,12 @@ def test_the_lag_over_seeds_leaves_out_runs_that_never_crossed(tmp_path: Path) -
     assert (lag.value, n) == (2.0, 2)
     assert found["text crosses 50 %, updates"][1] == 3
     assert found["gap shift"][0].value == pytest.approx(outcome.shift.gap.value if outcome.shift else 0)
+
+
+def test_protocols_are_taken_together_by_name(tmp_path: Path) -> None:
+    outcome = with_protocols(make_outcome(tmp_path))
+    found = {name: (estimate, n) for name, estimate, n in repeats_data([outcome, outcome])}
+    assert found["reliability/whole"][0].value == 0.9
+    over, runs = found["reliability/whole over direct"]
+    assert (over.value, runs) == (pytest.approx(0.1), 2)
+    assert "reliability/direct over direct" not in found

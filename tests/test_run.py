@@ -19,6 +19,7 @@ from gapeval_lab.items import Direction, Fact, Item, Prompt, Response
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.recipe import Evaluation, FactsNode, LoadedRecipe, Node, Recipe, Step, content_hash
 from gapeval_lab.run import run
+from gapeval_lab.sections import Reasoning
 from gapeval_lab.testing import ScriptedIntervention, ScriptedJudge, ScriptedUMM
 from gapeval_lab.work_folder import archive, working_folder
 
@@ -347,3 +348,61 @@ def test_a_kill_between_two_interventions_keeps_the_first(tmp_path: Path) -> Non
     outcome = go(tmp_path, two_stages(umm))
     assert outcome.stages[1].quality.reliability["text"].after.value == 0.0
     assert sum(umm.calls.values()) == asked + 2 * (8 + 2 * 4) + 2 * 2 * 8  # after 2 and the controls
+
+
+def reasoned(parts: Bench) -> Bench:
+    """The same, whose facts are drawn from what the model says of their subjects too."""
+    protocol = parts.loaded.recipe.evaluation.model_copy(
+        update={"reasoning": Reasoning(questions=("tell edit",), draw={"whole": "paint {text}"})}
+    )
+    recipe = parts.loaded.recipe.model_copy(update={"evaluation": protocol})
+    return replace(parts, loaded=replace(parts.loaded, recipe=recipe))
+
+
+def paints_what_it_is_told(prompt: Prompt, seed: int) -> Image.Image:
+    return Image.new("RGB", (2, 2), (0, 0, 255 if prompt.text == "paint new" else 0))
+
+
+def is_blue(item: Item, response: Response) -> bool:
+    if response.image is None:
+        return response.text in item.accepted
+    return bool(response.image.getpixel((0, 0)) == (0, 0, 255))
+
+
+def test_facts_are_drawn_from_what_the_edited_model_writes(tmp_path: Path) -> None:
+    umm = scripted_umm()
+    umm._draw = paints_what_it_is_told
+    parts = replace(reasoned(bench(umm)), judge=ScriptedJudge(is_blue))
+    outcome = go(tmp_path, parts)
+    # Before and after: one text for all four wordings, and a picture for each; no control asks.
+    assert umm.calls[Direction.UNDERSTANDING] == 4 * 8 + 2 * (4 + 1)
+    assert umm.calls[Direction.GENERATION] == 4 * 8 + 2 * (4 + 4)
+    assert outcome.quality is not None
+    direct, whole = outcome.quality.protocols
+    assert direct.cells["reliability"] == outcome.quality.reliability["image"]
+    assert direct.cells["reliability"].after.value == 0 and whole.cells["reliability"].after.value == 1
+    assert whole.cells["locality"].after.value == 0, "a neighbour drawn in the fact's words has changed"
+    rows = {(row.probe, row.phase): row for row in outcome.reasoned}
+    assert len(rows) == 8
+    before, after = rows["f.edit.0", "before"], rows["f.edit.0", "after"]
+    assert (before.written, after.written) == ("old", "new")
+    drawn = after.drawn["whole"]
+    assert (drawn.prompt, drawn.correct, after.drawn["direct"].prompt) == ("paint new", True, "draw edit")
+    folder = go_folder(tmp_path).parent
+    assert Image.open(folder / drawn.picture).getpixel((0, 0)) == (0, 0, 255)
+    assert Outcome.load(folder) == outcome
+
+
+def test_drawing_from_what_was_written_after_every_intervention(tmp_path: Path) -> None:
+    umm = scripted_umm()
+    umm._draw = paints_what_it_is_told
+    parts = replace(reasoned(two_stages(umm)), judge=ScriptedJudge(is_blue))
+    outcome = go(tmp_path, parts)
+    shares = [stage.quality.protocols[1].cells["reliability"] for stage in outcome.stages]
+    assert [(share.before.value, share.after.value) for share in shares] == [(0, 1), (1, 0)]
+    assert {row.fact for row in outcome.reasoned} == {"f", "g"}
+
+
+def test_a_recipe_that_does_not_ask_for_it_has_no_protocols(tmp_path: Path) -> None:
+    outcome = go(tmp_path, bench(scripted_umm()))
+    assert outcome.reasoned == [] and outcome.quality is not None and outcome.quality.protocols == []

@@ -341,6 +341,12 @@ def test_the_baseline_is_a_run_of_its_own_logged_once(store, logged, tmp_path):
     assert baseline(store, other.model_copy(update={"recipe": recipe}), tmp_path) == base.info.run_id
     changed = other.model_copy(update={"seed": 77})
     assert baseline_fingerprint(changed) != base.data.tags["gapeval.fingerprint"]
+    # What is asked about facts alone is no part of it; what is asked of the benchmark is.
+    prints = [
+        baseline_fingerprint(other.model_copy(update={"recipe": outcome.recipe | {"evaluation": section}}))
+        for section in ({"items": 8}, {"items": 8, "reasoning": {"note": "{answer}"}}, {"items": 9})
+    ]
+    assert prints[0] == prints[1] != prints[2]
 
 
 def test_a_baseline_recipe_serves_later_edits_as_their_baseline(store, tmp_path):

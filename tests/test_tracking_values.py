@@ -6,7 +6,7 @@ import sys
 import zipfile
 
 import pytest
-from factories import CATEGORIES, make_outcome, without_after
+from factories import CATEGORIES, make_outcome, with_protocols, without_after
 from PIL import Image
 
 from gapeval_lab import tracking_pictures, tracking_tables, tracking_values
@@ -274,3 +274,32 @@ def test_what_was_measured_while_training_is_named_by_the_intervention(outcome) 
     assert not [
         key for key in tracking_values.curves(several) if key.startswith(("emergence/1", "emergence/text"))
     ]
+
+
+def test_protocols_are_metrics_beside_the_sides_and_a_table_of_what_was_written(outcome) -> None:
+    plain, found = tracking_values.scalars(outcome), tracking_values.scalars(with_protocols(outcome))
+    assert {key: value for key, value in found.items() if key not in plain} == {
+        "edit/reliability/direct": 0.8,
+        "edit/reliability/whole": 0.9,
+        "edit/locality/whole": 0.8,
+        "edit/over_direct/whole": 0.1,
+        "low/over_direct/whole": 0.05,
+        "high/over_direct/whole": 0.15,
+    }
+    assert tracking_tables.reasoned(outcome) is None
+    table = tracking_tables.tables(with_protocols(outcome), [])[-1]
+    assert table.path == "tables/8_drawn_from_text.json"
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [(row["state"], row["written"], row["direct"], row["whole"]) for row in rows] == [
+        ("before", "it is red", "wrong", "wrong"),
+        ("after", "it is blue", "wrong", "right"),
+    ]
+    assert rows[1]["prompt_direct"] == "draw zor1" and rows[1]["prompt_whole"] == "it is blue"
+
+
+def test_pictures_drawn_from_text_are_in_the_archive(outcome, folder, tmp_path) -> None:
+    row = with_protocols(outcome).reasoned[0]
+    Image.new("RGB", (2, 2)).save(folder / "other.png")
+    drawn = {"whole": row.drawn["whole"].model_copy(update={"picture": "other.png"})}
+    more = outcome.model_copy(update={"reasoned": [row.model_copy(update={"drawn": drawn})]})
+    assert tracking_pictures.archive(more, folder, tmp_path / "pictures.zip") == 61

@@ -1,0 +1,38 @@
+"""Tables for people, on outcomes made by hand."""
+
+import io
+
+import pytest
+from factories import make_outcome, with_protocols
+from rich.console import Console
+
+from gapeval_lab.report import draw_outcome, protocol_data, protocol_note
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory):
+    return make_outcome(tmp_path_factory.mktemp("outcome"))
+
+
+def test_protocols_stand_side_by_side_in_each_measure(outcome) -> None:
+    rows = protocol_data(with_protocols(outcome).quality)
+    assert [row.label for row in rows] == ["reliability/direct", "reliability/whole", "locality/whole"]
+    assert rows[0].cells[-1] == "" and rows[1].cells[-1] == "+0.100 [+0.050, +0.150]"
+    assert rows[1].cells[1:3] == ("10 % [8, 12]", "90 % [88, 92]")
+
+
+def test_what_was_not_written_or_not_scored_is_said(outcome) -> None:
+    quality = with_protocols(outcome).quality
+    assert protocol_note(quality) == "whole: nothing written for 2 drawings after, so asked for directly"
+    empty = [protocol.model_copy(update={"cells": {}, "unwritten": 0}) for protocol in quality.protocols]
+    assert protocol_note(quality.model_copy(update={"protocols": empty})) == "no drawing was scored"
+
+
+def test_the_section_is_there_only_where_it_was_asked_for(outcome) -> None:
+    def printed(what) -> str:
+        console = Console(width=140, file=io.StringIO(), record=True)
+        console.print(draw_outcome(what))
+        return console.export_text()
+
+    assert "Drawn directly" not in printed(outcome)
+    assert "Drawn directly, and from what the model wrote first" in printed(with_protocols(outcome))
