@@ -216,6 +216,24 @@ def retention(outcome: Outcome) -> Table | None:
     return Table("7_retention", ("state", "fact set", "told", "drawn"), rows)
 
 
+def protocols(outcome: Outcome) -> Table | None:
+    """Each measure of the drawings by each protocol, with intervals; None where there is one protocol."""
+    if not outcome.quality or not outcome.quality.protocols:
+        return None
+    states = ("before", "after", "over_direct")
+    rows: list[list[Any]] = []
+    for name in QUALITIES:
+        for protocol in outcome.quality.protocols:
+            if name in protocol.cells:
+                cell = protocol.cells[name]
+                found = (cell.before, cell.after, protocol.over_direct.get(name))
+                bounds = [(one.value, one.low, one.high) if one else (None,) * 3 for one in found]
+                rows.append([name, protocol.name, cell.n, *(_number(x) for three in bounds for x in three)])
+    ends = ("", "_low", "_high")
+    columns = ("measure", "protocol", "probes", *(f"{state}{end}" for state in states for end in ends))
+    return Table("8_protocols", columns, rows)
+
+
 def reasoned(outcome: Outcome) -> Table | None:
     """What the model wrote about every probe, and what it drew from that; None where it was not asked to."""
     if not outcome.reasoned:
@@ -229,7 +247,7 @@ def reasoned(outcome: Outcome) -> Table | None:
         details = [cell for one in drawn for cell in (one.prompt, one.reason, one.picture)]
         said = [word(one.correct) for one in drawn]
         rows.append([row.fact, row.probe, row.phase, row.written, *said, *details])
-    return Table("8_drawn_from_text", columns, rows)
+    return Table("9_drawn_from_text", columns, rows)
 
 
 def tables(outcome: Outcome, found: Sequence[Pair]) -> list[Table]:
@@ -238,6 +256,5 @@ def tables(outcome: Outcome, found: Sequence[Pair]) -> list[Table]:
     if outcome.after:
         made.append(flips(found))
     made.append(items(found))
-    return made + [
-        table for table in (facts(outcome), norms(outcome), retention(outcome), reasoned(outcome)) if table
-    ]
+    further = (facts, norms, retention, protocols, reasoned)
+    return made + [table for one in further if (table := one(outcome))]

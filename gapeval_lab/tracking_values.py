@@ -230,11 +230,10 @@ def _quality(quality: EditQuality) -> dict[str, float | None]:
     for name in (*QUALITIES, "target_logprob"):
         cells: Mapping[str, QualityCell] = getattr(quality, name)
         found |= {f"edit/{name}/{side}": cell.after.value for side, cell in cells.items()}
-    for protocol in quality.protocols:
+    for protocol in quality.protocols[1:]:  # drawing directly is `image`; intervals stand in a table
         found |= {f"edit/{name}/{protocol.name}": cell.after.value for name, cell in protocol.cells.items()}
-        if over := protocol.over_direct.get("reliability"):
-            key = f"over_direct/{protocol.name}"
-            found |= {f"edit/{key}": over.value, f"low/{key}": over.low, f"high/{key}": over.high}
+        over = protocol.over_direct.get("reliability")
+        found[f"edit/over_direct/{protocol.name}"] = over.value if over else None
     found["edit/locality_pixel_distance"] = quality.locality_pixel_distance
     found["edit/transfer_ratio"] = quality.transfer_ratio.value if quality.transfer_ratio else None
     return found

@@ -279,16 +279,18 @@ def test_what_was_measured_while_training_is_named_by_the_intervention(outcome) 
 def test_protocols_are_metrics_beside_the_sides_and_a_table_of_what_was_written(outcome) -> None:
     plain, found = tracking_values.scalars(outcome), tracking_values.scalars(with_protocols(outcome))
     assert {key: value for key, value in found.items() if key not in plain} == {
-        "edit/reliability/direct": 0.8,
         "edit/reliability/whole": 0.9,
         "edit/locality/whole": 0.8,
         "edit/over_direct/whole": 0.1,
-        "low/over_direct/whole": 0.05,
-        "high/over_direct/whole": 0.15,
     }
-    assert tracking_tables.reasoned(outcome) is None
-    table = tracking_tables.tables(with_protocols(outcome), [])[-1]
-    assert table.path == "tables/8_drawn_from_text.json"
+    assert tracking_tables.reasoned(outcome) is tracking_tables.protocols(outcome) is None
+    shares, table = tracking_tables.tables(with_protocols(outcome), [])[-2:]
+    assert shares.path == "tables/8_protocols.json"
+    _, whole, _ = [dict(zip(shares.columns, row, strict=True)) for row in shares.rows]
+    assert (whole["measure"], whole["protocol"], whole["after"]) == ("reliability", "whole", 0.9)
+    assert (whole["over_direct"], whole["over_direct_low"], whole["over_direct_high"]) == (0.1, 0.05, 0.15)
+    assert shares.rows[0][-3:] == [None, None, None], "drawing directly is not compared with itself"
+    assert table.path == "tables/9_drawn_from_text.json"
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     assert [(row["state"], row["written"], row["direct"], row["whole"]) for row in rows] == [
         ("before", "it is red", "wrong", "wrong"),
