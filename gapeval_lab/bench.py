@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from gapeval_lab.interfaces import UMM, Benchmark, Intervention, Judge, Lesson, 
 from gapeval_lab.items import Fact, Item, image_digest, items_digest
 from gapeval_lab.lessons import lessons_of
 from gapeval_lab.recipe import FactsNode, LoadedRecipe, Node, Recipe
+from gapeval_lab.splits import of_split
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,24 @@ def load_bench(loaded: LoadedRecipe) -> Bench:
     return Bench(loaded, umm, judge, benchmark, items, stages, weights, seconds)
 
 
+def with_recipe(bench: Bench, loaded: LoadedRecipe) -> Bench:
+    """Another recipe on the same model, benchmark and judge, which are not loaded again.
+
+    Raises:
+        ValueError: the recipes name another model, benchmark or judge.
+        UserError: facts, items or interventions do not fit.
+    """
+    old, new = bench.loaded.recipe, loaded.recipe
+    if (old.model, old.benchmark, old.judge) != (new.model, new.benchmark, new.judge):
+        raise ValueError("the recipes differ in their model, benchmark or judge")
+    same = old.evaluation == new.evaluation
+    items = bench.items if same else chosen_items(new, bench.benchmark)
+    stages = stages_of(new, bench.benchmark)
+    for stage in stages:
+        stage.intervention.check(bench.umm)
+    return replace(bench, loaded=loaded, items=items, stages=stages, seconds={})
+
+
 def stages_of(recipe: Recipe, benchmark: Benchmark) -> list[Stage]:
     """The interventions in order, with their facts and lessons; none for a baseline.
 
@@ -169,9 +188,8 @@ def _stage(chosen: FactsNode, node: Node, benchmark: Benchmark) -> Stage:
 def chosen_items(recipe: Recipe, benchmark: Benchmark) -> list[Item]:
     """The items that the recipe's evaluation section asks for."""
     protocol = recipe.evaluation
-    return select(
-        benchmark.items(), categories=protocol.categories, number=protocol.items, limit=protocol.limit
-    )
+    items = of_split(benchmark.items(), protocol.split)
+    return select(items, categories=protocol.categories, number=protocol.items, limit=protocol.limit)
 
 
 def hash_of_facts(facts: Sequence[Fact]) -> str | None:

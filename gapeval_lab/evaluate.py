@@ -8,7 +8,7 @@ on disk are taken from there only if everything they depend on is the same, weig
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,10 @@ Progress = Callable[[int, int], None]
 
 MAX_ERRORS = 0.1  # share of prompts that may fail before the run does
 Key = tuple[str, Direction]
+
+
+class PromptsFailed(RuntimeError):
+    """A model could not answer: more than `MAX_ERRORS` of its prompts failed."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +152,46 @@ def evaluate(
         seed, store, chunk, progress: see `respond`.
 
     Raises:
-        RuntimeError: more than `MAX_ERRORS` of the prompts failed.
+        PromptsFailed: more than `MAX_ERRORS` of the prompts failed.
     """
-    responses = respond(umm, items, umm.directions, seed=seed, store=store, chunk=chunk, progress=progress)
-    return judged(items, responses, judge)
+    (whole,) = evaluate_parts(
+        umm, [items], judge=judge, seed=seed, store=store, chunk=chunk, progress=progress
+    )
+    return whole
+
+
+def evaluate_parts(
+    umm: UMM,
+    parts: Sequence[Sequence[Item]],
+    *,
+    judge: Judge,
+    seed: int,
+    store: ResponseStore | None = None,
+    chunk: int = 96,
+    progress: Progress | None = None,
+) -> Iterator[Evaluation]:
+    """`evaluate` one part after the other: each value holds everything that was asked so far.
+
+    The last one is what `evaluate` gives for all items at once; the judge is called once per part.
+
+    Raises:
+        PromptsFailed: more prompts failed already than `MAX_ERRORS` of all parts' together.
+    """
+    items: list[Item] = []
+    responses: dict[Key, Response] = {}
+    verdicts: dict[Key, Verdict] = {}
+    total = sum(map(len, parts)) * len(umm.directions)
+
+    def told(done: int, _: int) -> None:
+        if progress:
+            progress(len(responses) + done, total)
+
+    for part in parts:
+        responses |= _responses(umm, part, umm.directions, seed=seed, store=store, chunk=chunk, progress=told)
+        _check_errors(responses, total)
+        verdicts |= judged(part, responses, judge).verdicts
+        items += part
+        yield Evaluation(tuple(items), dict(responses), dict(verdicts))
 
 
 def respond(
@@ -176,8 +216,40 @@ def respond(
         progress: told after each chunk.
 
     Raises:
-        RuntimeError: more than `MAX_ERRORS` of the prompts failed.
+        PromptsFailed: more than `MAX_ERRORS` of the prompts failed.
     """
+    responses = _responses(umm, items, directions, seed=seed, store=store, chunk=chunk, progress=progress)
+    _check_errors(responses, len(responses))
+    return responses
+
+
+def judged(items: Sequence[Item], responses: Mapping[Key, Response], judge: Judge) -> Evaluation:
+    """The responses to these items with the judge's verdicts."""
+    pairs = [
+        (item, responses[item.id, direction])
+        for item in items
+        for direction in Direction
+        if (item.id, direction) in responses
+    ]
+    verdicts = judge(pairs)
+    return Evaluation(
+        tuple(items),
+        dict(responses),
+        {(verdict.item_id, verdict.direction): verdict for verdict in verdicts},
+    )
+
+
+def _responses(
+    umm: UMM,
+    items: Sequence[Item],
+    directions: Collection[Direction],
+    *,
+    seed: int,
+    store: ResponseStore | None,
+    chunk: int,
+    progress: Progress | None,
+) -> dict[Key, Response]:
+    """`respond`, however many prompts fail."""
     responses: dict[Key, Response] = {}
     total = len(items) * len(directions)
     for direction in sorted(directions, reverse=True):
@@ -200,24 +272,7 @@ def respond(
                 progress(len(responses), total)
         if progress:
             progress(len(responses), total)
-    _check_errors(responses)
     return responses
-
-
-def judged(items: Sequence[Item], responses: dict[Key, Response], judge: Judge) -> Evaluation:
-    """The responses to these items with the judge's verdicts."""
-    pairs = [
-        (item, responses[item.id, direction])
-        for item in items
-        for direction in Direction
-        if (item.id, direction) in responses
-    ]
-    verdicts = judge(pairs)
-    return Evaluation(
-        tuple(items),
-        responses,
-        {(verdict.item_id, verdict.direction): verdict for verdict in verdicts},
-    )
 
 
 def _ask(umm: UMM, items: Sequence[Item], direction: Direction, *, seed: int) -> list[Response]:
@@ -242,12 +297,12 @@ def _ask_together(umm: UMM, items: Sequence[Item], direction: Direction, *, seed
     return [Response(i.id, direction, image=image) for i, image in zip(items, images, strict=True)]
 
 
-def _check_errors(responses: dict[Key, Response]) -> None:
+def _check_errors(responses: dict[Key, Response], total: int) -> None:
     failed = [response for response in responses.values() if response.error is not None]
-    if len(failed) > MAX_ERRORS * len(responses):
+    if len(failed) > MAX_ERRORS * total:
         first = failed[0]
-        raise RuntimeError(
-            f"{len(failed)} of {len(responses)} prompts failed; first {first.item_id}, {first.direction}: "
+        raise PromptsFailed(
+            f"{len(failed)} of {total} prompts failed; first {first.item_id}, {first.direction}: "
             f"{first.error}"
         )
 

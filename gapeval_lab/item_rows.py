@@ -4,29 +4,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from PIL import Image
+
 from gapeval_lab.evaluate import Evaluation
 from gapeval_lab.items import Direction, Fact, Item, png_bytes
 from gapeval_lab.outcome import DrawnBy, ItemRow, ReasonedRow
 from gapeval_lab.quality import ProbeState, drawn_by, probes
 
 
-def item_rows(phase: str, items: Sequence[Item], evaluation: Evaluation, *, work: Path) -> list[ItemRow]:
-    """One row per item; pictures are written under `work/pictures/<phase>/`, inputs once."""
-    place = work / "pictures" / phase
-    place.mkdir(parents=True, exist_ok=True)
-    inputs = work / "pictures" / "input"
-    inputs.mkdir(parents=True, exist_ok=True)
+def item_rows(
+    phase: str, items: Sequence[Item], evaluation: Evaluation, *, work: Path | None
+) -> list[ItemRow]:
+    """One row per item; pictures are written under `work/pictures/<phase>/`, inputs once; none for None."""
     rows = []
     for item in items:
         told = evaluation.responses.get((item.id, Direction.UNDERSTANDING))
         drawn = evaluation.responses.get((item.id, Direction.GENERATION))
         verdicts = {d: evaluation.verdicts.get((item.id, d)) for d in Direction}
-        name = f"{_file_name(item.id)}.png"
-        if drawn is not None and drawn.image is not None:
-            (place / name).write_bytes(png_bytes(drawn.image))
         shown = (*item.understand.images, *item.generate.images)
-        if shown and phase == "before":
-            (inputs / name).write_bytes(png_bytes(shown[0]))
+        name = f"{_file_name(item.id)}.png"
+        picture = f"pictures/{phase}/{name}" if work and drawn and drawn.image else None
+        input_picture = f"pictures/input/{name}" if work and shown else None
+        if work and picture and drawn and drawn.image:
+            _write(work / picture, drawn.image)
+        if work and input_picture and phase == "before":
+            _write(work / input_picture, shown[0])
         und, gen = verdicts[Direction.UNDERSTANDING], verdicts[Direction.GENERATION]
         rows.append(
             ItemRow(
@@ -37,12 +39,12 @@ def item_rows(phase: str, items: Sequence[Item], evaluation: Evaluation, *, work
                 draw_prompt=item.generate.text,
                 reference=item.reference_text,
                 answer=None if told is None else told.text,
-                picture=f"pictures/{phase}/{name}" if drawn and drawn.image else None,
+                picture=picture,
                 understanding=und.correct if und else None,
                 generation=gen.correct if gen else None,
                 understanding_reason=und.reason if und else "",
                 generation_reason=gen.reason if gen else "",
-                input_picture=f"pictures/input/{name}" if shown else None,
+                input_picture=input_picture,
                 tags=dict(item.tags),
             )
         )
@@ -79,6 +81,11 @@ def reasoned_rows(
                 ReasonedRow(fact=fact.id, probe=item.id, phase=phase, written=written[item.id], drawn=drawn)
             )
     return rows
+
+
+def _write(file: Path, picture: Image.Image) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(png_bytes(picture))
 
 
 def _file_name(identity: str) -> str:

@@ -4,12 +4,14 @@ import platform
 import resource
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 from gapeval_lab import __version__
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of everything that numbers depend on."""
     names = ("torch", "transformers", "numpy", "scipy", "mlflow", "tokenizers")
@@ -17,8 +19,12 @@ def versions() -> dict[str, str]:
     return {"gapeval_lab": __version__, "python": platform.python_version(), **found}
 
 
+@cache
 def git_revision() -> str | None:
-    """The revision of the code that runs, "+dirty" where it was changed; None outside a checkout."""
+    """The revision of the code that runs, "+dirty" where it was changed; None outside a checkout.
+
+    Asked once in a process, like the versions: the code that runs is the code that was imported.
+    """
     here = Path(__file__).parent
     try:
         found = subprocess.run(

@@ -6,7 +6,7 @@ Checks what people wrote. Asks no model: `Reasoning` is carried out by reasoning
 from __future__ import annotations
 
 import re
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -88,6 +88,7 @@ class Evaluation(Strict):
     Attributes:
         batch: prompts per call of the model; changes speed, never answers.
         items: size of a subset that keeps the categories' shares; None means all.
+        split: which half of the items, see splits.py; None means both.
         categories: which categories are asked; None means all.
         limit: at most this many items, the first ones, after everything else (for a quick look).
         replicates: bootstrap and permutation replicates.
@@ -97,6 +98,7 @@ class Evaluation(Strict):
 
     batch: Annotated[int, Field(ge=1)] = 32
     items: Annotated[int, Field(ge=1)] | None = None
+    split: Literal["dev", "test"] | None = None
     categories: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
     limit: Annotated[int, Field(ge=1)] | None = None
     replicates: Annotated[int, Field(ge=1)] = 10_000

@@ -1,7 +1,7 @@
 """The import arrows of DESIGN.md, file lengths and prints: walked over the syntax trees.
 
 `ARROWS` and `HEAVY` are the tables. A key is a module or a folder of the package; `tracking` also
-stands for the files `tracking_*`, and so do `delta` and `cli` for theirs. To let a module import
+stands for the files `tracking_*`, and so do `delta`, `cli` and `trials` for theirs. To let a module import
 another one, change the table here and the design document with it.
 """
 
@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "gapeval_lab"
 
 FOLDERS = ("models", "benchmarks", "judges", "interventions", "gap")
-FAMILIES = ("tracking", "delta", "cli")  # one concern in several files: name.py and name_*.py
+FAMILIES = ("tracking", "delta", "cli", "trials")  # one concern in several files: name.py and name_*.py
 
 EVERYTHING = {"*"}
 PLUG_IN = {"delta", "files", "interfaces", "items", "errors"}
@@ -52,8 +52,9 @@ ARROWS: dict[str, set[str]] = {
     "quality": {"evaluate", "gap", "outcome", "reasoning", "sections", "interfaces", "items", "errors"},
     "evaluate": {"delta", "gap", "outcome", "interfaces", "items", "errors", "files"},
     "provenance": set(),
+    "splits": {"items", "errors"},
     "bench": {
-        *("registry", "evaluate", "recipe", "delta", "facts", "fact_files", "lessons"),
+        *("registry", "evaluate", "recipe", "delta", "facts", "fact_files", "lessons", "splits"),
         *("interfaces", "items", "errors"),
     },
     "stored_deltas": {"delta", "errors", "validation"},
@@ -61,10 +62,15 @@ ARROWS: dict[str, set[str]] = {
     "work_folder": {"fitting", "errors"},
     "item_rows": {"evaluate", "items", "outcome", "quality"},
     "emergence": {"bench", "evaluate", "gap", "recipe", "outcome", "quality", "interfaces", "items", "files"},
+    "measuring": {"bench", "evaluate", "quality", "reasoning", "items"},
+    "recording": {
+        *("bench", "evaluate", "delta", "gap", "outcome", "quality", "provenance"),
+        *("fitting", "item_rows", "measuring"),
+        *("interfaces", "items"),
+    },
     "run": {
-        *("bench", "evaluate", "recipe", "delta", "gap", "outcome", "facts", "quality", "provenance"),
-        *("fitting", "item_rows", "reasoning"),
-        *("interfaces", "items", "errors", "files"),
+        *("bench", "evaluate", "delta", "outcome", "fitting", "measuring", "recording"),
+        *("errors", "files"),
     },
     "testing": {"delta", "interfaces", "items"},
     # telling

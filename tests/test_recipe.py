@@ -138,6 +138,7 @@ def test_defaults_of_plug_ins_stand_in_the_resolved_recipe():
         "evaluation": {
             "batch": 32,
             "items": None,
+            "split": None,
             "categories": None,
             "limit": None,
             "replicates": 10_000,
