@@ -228,17 +228,16 @@ def _execute(
     began = time.monotonic()
     with console.status("loading the libraries, the store and the model"):
         from gapeval_lab.bench import load_bench
+        from gapeval_lab.tracked_run import tracked_run
         from gapeval_lab.tracking import Store
-        from gapeval_lab.work_folder import archive, working_folder
 
         store = Store.open()
         store.check()
         store.reconcile()
         bench = load_bench(loaded)
-    with working_folder(store.folder, bench.key) as work:
-        outcome = _tracked(loaded, store=store, bench=bench, work=work, console=console)
-        place = out / outcome.run_id if out else store.folder / "outcomes" / outcome.run_id
-        archive(work, place)
+    with _Bars(console) as bars:
+        done = tracked_run(bench, store=store, on_progress=bars.update, out=out)
+    outcome = done.outcome
     if json_file:
         _write(json_file, outcome.model_dump_json(indent=1))
     from gapeval_lab.report import draw_outcome
@@ -246,32 +245,9 @@ def _execute(
     console.print()
     console.print(draw_outcome(outcome))
     console.print(
-        f"[dim]result in {short(place)}; see it in MLflow with: gapeval-lab ui[/dim]", soft_wrap=True
+        f"[dim]result in {short(done.place)}; see it in MLflow with: gapeval-lab ui[/dim]", soft_wrap=True
     )
     console.print(f"[dim]{time.monotonic() - began:.1f} s in all[/dim]")
-    return outcome
-
-
-def _tracked(loaded: "LoadedRecipe", *, store: Any, bench: Any, work: Path, console: Any) -> "Outcome":
-    """Run inside an MLflow run, with progress bars; logged once the Outcome is on disk."""
-    from gapeval_lab.outcome import Outcome
-    from gapeval_lab.run import run
-    from gapeval_lab.tracking import experiment_name, run_name, track
-
-    logged = work / "logged"
-    if logged.exists():  # killed between logging and moving the result to its place
-        return Outcome.load(work)
-    targets = sorted({fact.edit.category for fact in bench.facts})
-    name = run_name(loaded.resolved, targets=targets, direction=bench.direction)
-    with (
-        track(store, name, experiment=experiment_name(bench.name), key=bench.key) as live,
-        _Bars(console) as bars,
-    ):
-        outcome = run(bench, home=store.folder, work=work, on_stage=live.stage, on_progress=bars.update)
-        bars.update("log to MLflow", 0, 1)
-        live.log(outcome, work)
-        logged.touch()
-        bars.update("log to MLflow", 1, 1)
     return outcome
 
 

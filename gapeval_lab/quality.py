@@ -289,5 +289,6 @@ def _transfer(
     below = lower[drawn].mean(axis=1)
     if np.quantile(below, 0.025) <= 0:
         return None, f"undefined: the interval of the gain in {given} holds 0"
-    low, high = np.quantile(upper[drawn].mean(axis=1) / below, [0.025, 0.975])
+    gained = below > 0  # of few facts, some draws hold none that was learned: no ratio there
+    low, high = np.quantile(upper[drawn].mean(axis=1)[gained] / below[gained], [0.025, 0.975])
     return Estimate(float(upper.mean() / lower.mean()), float(low), float(high)), ""

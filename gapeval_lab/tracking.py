@@ -25,7 +25,7 @@ from gapeval_lab.errors import UserError
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.tracking_log import log_outcome, set_tags
 from gapeval_lab.tracking_stop import Stopped, sigterm_raises
-from gapeval_lab.tracking_store import Store, file_lock, try_lock, user_name
+from gapeval_lab.tracking_store import Store, file_lock, stopped_as, try_lock, user_name
 from gapeval_lab.tracking_ui import ui, view_links
 from gapeval_lab.tracking_values import run_name
 from gapeval_lab.tracking_views import ViewLinks
@@ -72,18 +72,25 @@ class LiveRun:
         """Say what is being done now (and, by that, that the run is alive)."""
         set_tags(self.store.client, self.run_id, {"gapeval.stage": name, "gapeval.heartbeat": _now()})
 
-    def log(self, outcome: Outcome, folder: Path) -> None:
+    def log(
+        self, outcome: Outcome, folder: Path, *, name: str | None = None, baseline_run_id: str | None = None
+    ) -> None:
         """Log an outcome that is already on disk; repeating it adds nothing twice.
 
         Args:
-            outcome: what to log. A run other than a trial takes its name from it.
+            outcome: what to log.
             folder: the outcome's folder (pictures, delta).
+            name: what the run is called from now on; by default a run other than a trial is called after
+                its outcome.
+            baseline_run_id: its baseline's run, where it is known; else it is looked for, or made.
         """
         self.stage("log")
         own = outcome.kind == "baseline"
-        base = self.run_id if own else baseline(self.store, outcome, folder)
+        base = self.run_id if own else baseline_run_id or baseline(self.store, outcome, folder)
         if outcome.kind != "trial":
-            name = run_name(outcome.recipe, targets=outcome.target_categories, direction=outcome.direction)
+            name = name or run_name(
+                outcome.recipe, targets=outcome.target_categories, direction=outcome.direction
+            )
             self.store.client.update_run(self.run_id, name=name)
         log_outcome(
             self.store,
@@ -105,11 +112,13 @@ def track(
     key: str,
     resume_id: str | None = None,
     parent_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> Iterator[LiveRun]:
     """A run around a block of work: RUNNING inside it, FINISHED after it.
 
-    An exception makes it FAILED; Ctrl-C and SIGTERM make it KILLED; after a kill -9 the next
-    `store.reconcile()` does. A KILLED run with the same key is continued instead of starting another.
+    An exception makes it FAILED; Ctrl-C and SIGTERM make it KILLED (a trial: FAILED); after a kill -9
+    the next `store.reconcile()` does. A KILLED run with the same key is continued instead of starting
+    another.
 
     Args:
         store: checked before.
@@ -118,6 +127,7 @@ def track(
         key: hash of everything that makes two runs the same experiment (recipe and overrides).
         resume_id: continue this very run.
         parent_id: the run of the search that a trial belongs to.
+        tags: set from the start; `kind` among them decides how a stop is told.
 
     Raises:
         UserError: `resume_id` is unknown, finished, or still running.
@@ -125,13 +135,19 @@ def track(
     experiment_id = store.experiment(experiment)
     with store.starting():
         live, lock = _begin(
-            store, name, experiment_id=experiment_id, key=key, resume_id=resume_id, parent_id=parent_id
+            store,
+            name,
+            experiment_id=experiment_id,
+            key=key,
+            resume_id=resume_id,
+            parent_id=parent_id,
+            tags=tags or {},
         )
     try:
         with sigterm_raises():
             yield live
     except BaseException as error:
-        _end(live, error)
+        _end(live, error, stopped=stopped_as(tags or {}))
         raise
     else:
         store.client.set_terminated(live.run_id, "FINISHED")
@@ -146,11 +162,19 @@ def _now() -> str:
 
 
 def _begin(
-    store: Store, name: str, *, experiment_id: str, key: str, resume_id: str | None, parent_id: str | None
+    store: Store,
+    name: str,
+    *,
+    experiment_id: str,
+    key: str,
+    resume_id: str | None,
+    parent_id: str | None,
+    tags: Mapping[str, str],
 ) -> tuple[LiveRun, IO[str]]:
     """Create a run or adopt a killed one, with its lock. The caller holds `store.starting()`."""
     client = store.client
-    tags = {
+    own = {
+        **tags,
         "gapeval.key": key,
         "gapeval.stage": "start",
         "gapeval.heartbeat": _now(),
@@ -163,15 +187,15 @@ def _begin(
             continue
         if "gapeval.end" in run.data.tags:
             client.delete_tag(run_id, "gapeval.end")
-        set_tags(client, run_id, tags | {"gapeval.lock": str(store.lock_path(run_id))})
+        set_tags(client, run_id, own | {"gapeval.lock": str(store.lock_path(run_id))})
         client.update_run(run_id, status="RUNNING")
         return LiveRun(store, run_id, run.info.experiment_id, resumed=True), lock
     if resume_id is not None:
         raise UserError(f"resume: run {resume_id} is still running; wait for it, or stop it first")
-    tags |= {"mlflow.user": user_name(), "mlflow.source.name": "gapeval-lab", "mlflow.source.type": "LOCAL"}
+    own |= {"mlflow.user": user_name(), "mlflow.source.name": "gapeval-lab", "mlflow.source.type": "LOCAL"}
     if parent_id is not None:
-        tags["mlflow.parentRunId"] = parent_id
-    run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
+        own["mlflow.parentRunId"] = parent_id
+    run_id = client.create_run(experiment_id, tags=own, run_name=name).info.run_id
     lock = try_lock(store.lock_path(run_id))
     if lock is None:
         raise RuntimeError(f"the lock of the new run {run_id} is taken")
@@ -197,13 +221,13 @@ def _resumable(store: Store, *, experiment_id: str, key: str, resume_id: str | N
     return [run]
 
 
-def _end(live: LiveRun, error: BaseException) -> None:
-    """Close a run that was left by an exception."""
-    stopped = isinstance(error, KeyboardInterrupt | Stopped)
+def _end(live: LiveRun, error: BaseException, *, stopped: str) -> None:
+    """Close a run that was left by an exception; `stopped` is the status of one that was stopped."""
+    status = stopped if isinstance(error, KeyboardInterrupt | Stopped) else "FAILED"
     words = f"{type(error).__name__}: {error}".strip().removesuffix(":")[:500]
     try:
         set_tags(live.store.client, live.run_id, {"gapeval.end": words})
-        live.store.client.set_terminated(live.run_id, "KILLED" if stopped else "FAILED")
+        live.store.client.set_terminated(live.run_id, status)
     except Exception as second:  # the first error is the one to be seen, whatever the store says
         error.add_note(f"MLflow run {live.run_id} could not be closed: {second}")
 

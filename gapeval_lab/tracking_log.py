@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import yaml
 
-from gapeval_lab import tracking_pictures, tracking_values, tracking_views
+from gapeval_lab import tracking_pictures, tracking_scalars, tracking_values, tracking_views
 from gapeval_lab.files import write_text
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.tracking_figure import (
@@ -161,7 +161,7 @@ def _log_metrics(
     )
     metrics = [
         Metric(key, value, now, 0, run_id=run_id, **tied)
-        for key, value in tracking_values.scalars(outcome).items()
+        for key, value in tracking_scalars.scalars(outcome).items()
         if (key, 0) not in present
     ]
     metrics += [

@@ -14,7 +14,7 @@ import shutil
 import socket
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -248,9 +248,10 @@ class Store:
         return file_lock(self.locks / "start.lock")
 
     def reconcile(self) -> list[str]:
-        """Mark every run KILLED that stands as RUNNING but whose owner is gone; returns their ids.
+        """End every run that stands as RUNNING but whose owner is gone; returns their ids.
 
-        Only runs of this host are judged: the lock of another machine's run says nothing here.
+        They become KILLED, trials FAILED. Only runs of this host are judged: the lock of another
+        machine's run says nothing here.
         """
         ids = [experiment_id for _, experiment_id in self.experiments()]
         if not ids:
@@ -274,9 +275,14 @@ class Store:
                     continue  # its owner closed it since the search
                 stage = tags.get("gapeval.stage", "start")
                 self.client.set_tag(run.info.run_id, "gapeval.end", f"owner gone during {stage}")
-                self.client.set_terminated(run.info.run_id, "KILLED", _last_sign_of_life(tags))
+                self.client.set_terminated(run.info.run_id, stopped_as(tags), _last_sign_of_life(tags))
                 gone.append(run.info.run_id)
         return gone
+
+
+def stopped_as(tags: Mapping[str, str]) -> str:
+    """The status of a run that was stopped: a trial is never continued, so it has failed."""
+    return "FAILED" if tags.get("kind") == "trial" else "KILLED"
 
 
 def _last_sign_of_life(tags: dict[str, str]) -> int:
@@ -288,6 +294,7 @@ def quiet_mlflow() -> None:
     """Settings that MLflow reads when it is imported or used; a value set by the user stays."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("alembic", "mlflow.store.db"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

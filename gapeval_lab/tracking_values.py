@@ -1,7 +1,6 @@
-"""An Outcome as names, tags, params, metrics and a note. Plain values: knows nothing of MLflow's client.
+"""An Outcome as names, tags, params, curves and a note. Plain values: knows nothing of MLflow's client.
 
-The order of `scalars` is the order in which MLflow shows metrics; the first one is what its compare
-page opens with. Whatever is finer than about 60 numbers belongs in tables.
+The numbers without steps stand in `tracking_scalars`.
 """
 
 import json
@@ -12,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from gapeval_lab.gap.records import Estimate, OfficialGap
+from gapeval_lab.gap.records import Estimate
 from gapeval_lab.outcome import QUALITIES, EditQuality, Outcome, QualityCell
 
 PARAM_LIMIT = 6000  # MLflow cuts longer values silently
 TAG_LIMIT = 8000
-MANY_CATEGORIES = 6  # above it, intervals per category are left to the table
 METHOD_COLORS = {
     "lora": "#1f5fd0",
     "rome": "#d9770a",
@@ -149,110 +147,16 @@ def params(outcome: Outcome) -> dict[str, str]:
     }
     if outcome.kind == "baseline":
         found.pop("direction")
+    return shortened(found)
+
+
+def shortened(found: Mapping[str, str]) -> dict[str, str]:
+    """Params that are not empty, those cut that MLflow would cut without a word."""
     marker = " [cut; whole in recipe/resolved.yaml]"
     return {
         key: value if len(value) <= PARAM_LIMIT else value[: PARAM_LIMIT - len(marker)] + marker
         for key, value in found.items()
         if value
-    }
-
-
-def delta_norms(norms: Mapping[str, float]) -> dict[str, float]:
-    """Norms per site: 'model.layers.2.mlp.down_proj.weight' counts for 'mlp.down_proj'.
-
-    Layers are taken together (root of the sum of squares); every single one stands in a table.
-    """
-    squares: dict[str, float] = defaultdict(float)
-    for name, norm in norms.items():
-        words = [word for word in name.split(".") if not word.isdigit() and word not in ("weight", "bias")]
-        squares[clean_key(".".join(words[-2:]))] += norm**2
-    return {site: math.sqrt(square) for site, square in squares.items()}
-
-
-def scalars(outcome: Outcome) -> dict[str, float]:
-    """Metrics without steps, in the order in which they are to be shown, rounded to 4 decimals."""
-    before, after, shift = outcome.before.gap, outcome.after, outcome.shift
-    categories = list(before.categories)
-    found: dict[str, float | None] = {
-        "delta/gap_score": shift.gap.value if shift else None,
-        "before/gap_score": before.gap.value,
-        "after/gap_score": after.gap.gap.value if after else None,
-    }
-    if shift:
-        on = [c.gap.value for name, c in shift.categories.items() if name in outcome.target_categories]
-        off = [c.gap.value for name, c in shift.categories.items() if name not in outcome.target_categories]
-        found["delta/on_target"] = fmean(on) if on else None
-        found["delta/off_target"] = fmean(off) if off else None
-    for name in categories:
-        if shift and name in shift.categories:
-            found[f"delta/{name}"] = shift.categories[name].gap.value
-        found[f"before/{name}"] = before.categories[name].gap.value
-        if after and name in after.gap.categories:
-            found[f"after/{name}"] = after.gap.categories[name].gap.value
-    if shift:
-        found["delta/understanding"] = shift.understanding.value
-        found["delta/generation"] = shift.generation.value
-        intervals = {
-            "gap_score": shift.gap,
-            "understanding": shift.understanding,
-            "generation": shift.generation,
-        }
-        if len(categories) <= MANY_CATEGORIES:
-            intervals |= {name: category.gap for name, category in shift.categories.items()}
-        for name, estimate in intervals.items():
-            found[f"low/{name}"] = estimate.low
-            found[f"high/{name}"] = estimate.high
-    if outcome.quality:
-        found |= _quality(outcome.quality)
-    if outcome.placebo:
-        found["placebo/gap_score"] = outcome.placebo.gap.gap.value
-    for control, control_shift in (("placebo", outcome.placebo_shift), ("identity", outcome.identity_shift)):
-        if control_shift:
-            found[f"{control}/delta_gap_score"] = control_shift.gap.value
-    found |= _official(before.official, after.gap.official if after else None)
-    found["merge_error"] = outcome.merge_error
-    for family, emergence in outcome.trainings().items():
-        for side, levels in emergence.crossings.items():
-            found |= {f"{family}/crosses_{level}/{side}": step for level, step in levels.items()}
-        found |= {f"{family}/lag_{level}": lag for level, lag in emergence.lag.items()}
-    if outcome.delta_norms:
-        found["delta_norm/total"] = outcome.delta_norm()
-    found |= {f"delta_norm/{site}": norm for site, norm in delta_norms(outcome.delta_norms).items()}
-    if ranks := outcome.stable_ranks():
-        found["delta_rank/stable_mean"] = fmean(ranks.values())
-    found |= {f"time/{phase}": seconds for phase, seconds in outcome.seconds.items()}
-    found["memory/peak_gib"] = outcome.peak_memory_gib
-    return _rounded(found)
-
-
-def _quality(quality: EditQuality) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
-    for name in (*QUALITIES, "target_logprob"):
-        cells: Mapping[str, QualityCell] = getattr(quality, name)
-        found |= {f"edit/{name}/{side}": cell.after.value for side, cell in cells.items()}
-    for protocol in quality.protocols[1:]:  # drawing directly is `image`; intervals stand in a table
-        found |= {f"edit/{name}/{protocol.name}": cell.after.value for name, cell in protocol.cells.items()}
-        over = protocol.over_direct.get("reliability")
-        found[f"edit/over_direct/{protocol.name}"] = over.value if over else None
-    found["edit/locality_pixel_distance"] = quality.locality_pixel_distance
-    found["edit/transfer_ratio"] = quality.transfer_ratio.value if quality.transfer_ratio else None
-    return found
-
-
-def _official(before: OfficialGap | None, after: OfficialGap | None) -> dict[str, float | None]:
-    bands = [report.band for report in (before, after) if report]
-    return {
-        "official/before": before.mean if before else None,
-        "official/after": after.mean if after else None,
-        "official/rounding_band": max(bands) if bands else None,
-    }
-
-
-def _rounded(found: Mapping[str, float | None]) -> dict[str, float]:
-    return {
-        clean_key(key): round(float(value), 4)
-        for key, value in found.items()
-        if value is not None and math.isfinite(value)
     }
 
 

@@ -75,7 +75,13 @@ ARROWS: dict[str, set[str]] = {
     "testing": {"delta", "interfaces", "items"},
     # telling
     "tracking": {"run", "outcome", "recipe", "gap", "report", "errors", "files"},
-    "search": {"tracking", "run", "outcome", "recipe", "gap", "errors", "files"},
+    "tracked_run": {"bench", "outcome", "recording", "run", "tracking", "work_folder"},
+    "trials": {
+        *("bench", "evaluate", "recipe", "delta", "gap", "outcome", "quality", "fact_files", "splits"),
+        *("emergence", "fitting", "measuring", "recording", "run", "tracked_run", "tracking"),
+        *("interfaces", "items", "errors", "files"),
+    },
+    "search": {"trials", "tracking", "run", "outcome", "recipe", "gap", "errors", "files"},
     "fitting": {"bench", "delta", "emergence", "files", "interfaces", "lessons", "outcome"},
     "repeats": {"gap", "outcome"},
     "report": {"gap", "outcome", "repeats", "errors", "files"},

@@ -9,7 +9,7 @@ import pytest
 from factories import CATEGORIES, make_outcome, with_protocols, without_after
 from PIL import Image
 
-from gapeval_lab import tracking_pictures, tracking_tables, tracking_values
+from gapeval_lab import tracking_pictures, tracking_scalars, tracking_tables, tracking_values
 from gapeval_lab.gap.records import Estimate
 from gapeval_lab.outcome import Emergence, EmergencePoint, Stage
 from gapeval_lab.tracking_figure import draw_gap_shift, gap_shift_data
@@ -83,7 +83,7 @@ def test_a_long_param_is_cut_and_says_so(outcome):
 
 def test_numbers_that_are_none_or_not_finite_are_left_out(outcome):
     broken = outcome.model_copy(update={"peak_memory_gib": float("nan"), "placebo": None})
-    found = tracking_values.scalars(broken)
+    found = tracking_scalars.scalars(broken)
     assert "memory/peak_gib" not in found
     assert "placebo/gap_score" not in found
     assert "edit/portability/image" not in found  # not asked in pictures
@@ -105,7 +105,7 @@ def test_many_categories_do_not_make_many_metrics(outcome):
             "shift": type(shift)(**(vars(shift) | {"categories": many})),
         }
     )
-    found = tracking_values.scalars(wide)
+    found = tracking_scalars.scalars(wide)
     assert "low/c3" not in found
     assert {"low/gap_score", "delta/c3"} <= set(found)
 
@@ -116,11 +116,11 @@ def test_norms_are_taken_together_over_layers():
         "model.layers.1.mlp.down_proj.weight": 4.0,
         "lm_head.weight": 1.0,
     }
-    assert tracking_values.delta_norms(norms) == {"mlp.down_proj": 5.0, "lm_head": 1.0}
+    assert tracking_scalars.delta_norms(norms) == {"mlp.down_proj": 5.0, "lm_head": 1.0}
 
 
 def test_a_delta_is_a_few_metrics_and_a_table(outcome):
-    found = tracking_values.scalars(outcome)
+    found = tracking_scalars.scalars(outcome)
     assert (found["delta_norm/total"], found["delta_norm/mlp.down_proj"]) == (5.0, 5.0)
     assert found["delta_rank/stable_mean"] == 2.25  # 3^2 / 2^2; the other has no spectrum
     assert tracking_values.params(outcome)["delta_address"] == "78" * 32
@@ -130,8 +130,8 @@ def test_a_delta_is_a_few_metrics_and_a_table(outcome):
     assert table.rows[1] == ["model.layers.1.mlp.down_proj.weight", 4.0, None, None, None]
     older = outcome.model_copy(update={"delta_spectrum": {}, "delta_norms": {"a": 1.23456e-7}})
     assert tracking_tables.norms(older).rows == [["a", 1.235e-07, None]]
-    assert "delta_rank/stable_mean" not in tracking_values.scalars(older)
-    base = tracking_values.scalars(without_after(outcome))
+    assert "delta_rank/stable_mean" not in tracking_scalars.scalars(older)
+    base = tracking_scalars.scalars(without_after(outcome))
     assert not [key for key in base if key.startswith(("delta_norm", "delta_rank"))]
 
 
@@ -258,7 +258,7 @@ def test_what_was_measured_while_training_is_named_by_the_intervention(outcome) 
     found = Emergence(points=points, crossings={"text": {"50": 2.0}, "image": {"50": 4.0}}, lag={"50": 2.0})
     alone = outcome.model_copy(update={"emergence": found})
     assert tracking_values.curves(alone)["emergence/text"] == [(0, 0.0), (4, 1.0)]
-    assert tracking_values.scalars(alone)["emergence/lag_50"] == 2.0
+    assert tracking_scalars.scalars(alone)["emergence/lag_50"] == 2.0
     stage = Stage(
         method="lora",
         direction="both",
@@ -270,7 +270,7 @@ def test_what_was_measured_while_training_is_named_by_the_intervention(outcome) 
     )
     several = outcome.model_copy(update={"stages": [stage, stage.model_copy(update={"emergence": found})]})
     assert tracking_values.curves(several)["emergence/2/image"] == [(0, 0.0), (4, 0.5)]
-    assert tracking_values.scalars(several)["emergence/2/crosses_50/image"] == 4.0
+    assert tracking_scalars.scalars(several)["emergence/2/crosses_50/image"] == 4.0
     assert not [
         key for key in tracking_values.curves(several) if key.startswith(("emergence/1", "emergence/text"))
     ]

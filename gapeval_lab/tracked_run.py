@@ -1,0 +1,88 @@
+"""One whole run of a recipe inside an MLflow run, kept where outcomes are kept.
+
+The Outcome is on disk before MLflow hears of it; after a kill the same call goes on where it stopped.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gapeval_lab.bench import Bench
+from gapeval_lab.outcome import Outcome
+from gapeval_lab.recording import targets
+from gapeval_lab.run import OnProgress, run
+from gapeval_lab.tracking import Store, experiment_name, run_name, track
+from gapeval_lab.work_folder import archive, working_folder
+
+LOGGED = "logged"
+"""The file in a working folder that holds the id of the MLflow run, once all is logged there."""
+
+LOGGING = "log to MLflow"
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The search that a run belongs to: its run, its experiment, and what this run is called there."""
+
+    run_id: str
+    experiment: str
+    name: str
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A finished run: its record, its MLflow run, and its folder."""
+
+    outcome: Outcome
+    run_id: str
+    place: Path
+
+
+def tracked_run(
+    bench: Bench,
+    *,
+    store: Store,
+    on_progress: OnProgress,
+    out: Path | None = None,
+    parent: Parent | None = None,
+) -> Tracked:
+    """Run a recipe, log it, move its folder to where it stays.
+
+    Args:
+        bench: from `load_bench`.
+        store: checked.
+        on_progress: told how far each phase is, and the logging.
+        out: the folder that takes the result's; by default `mlruns/outcomes`.
+        parent: the search that it belongs to, if any.
+
+    Raises:
+        UserError: this very recipe is running already, or a place cannot be written.
+    """
+    with working_folder(store.folder, bench.key) as work:
+        outcome, run_id = _logged(bench, store=store, work=work, on_progress=on_progress, parent=parent)
+        place = archive(work, (out or store.folder / "outcomes") / outcome.run_id)
+    return Tracked(outcome, run_id, place)
+
+
+def _logged(
+    bench: Bench, *, store: Store, work: Path, on_progress: OnProgress, parent: Parent | None
+) -> tuple[Outcome, str]:
+    done = work / LOGGED
+    if done.exists():  # killed between logging and moving the result to its place
+        return Outcome.load(work), done.read_text(encoding="utf-8")
+    name = run_name(bench.loaded.resolved, targets=targets(bench), direction=bench.direction)
+    with track(
+        store,
+        parent.name if parent else name,
+        experiment=parent.experiment if parent else experiment_name(bench.name),
+        key=bench.key,
+        parent_id=parent.run_id if parent else None,
+        tags=parent.tags if parent else None,
+    ) as live:
+        outcome = run(bench, home=store.folder, work=work, on_stage=live.stage, on_progress=on_progress)
+        on_progress(LOGGING, 0, 1)
+        live.log(outcome, work, name=parent.name if parent else None)
+        done.write_text(live.run_id, encoding="utf-8")
+        on_progress(LOGGING, 1, 1)
+    return outcome, live.run_id
