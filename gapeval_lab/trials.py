@@ -67,7 +67,7 @@ def open_trials(
         store,
         study,
         experiment=experiment_name(bench.name, searches=True),
-        key=_key(bench, searched),
+        key=_key(loaded, bench, searched),
         params={
             "recipe": bench.loaded.recipe.name,
             "searched": json.dumps(sorted(searched)),
@@ -90,12 +90,12 @@ def open_trials(
         )
 
 
-def _key(bench: Bench, searched: Collection[str]) -> str:
+def _key(loaded: LoadedRecipe, bench: Bench, searched: Collection[str]) -> str:
     """Hash of everything that makes two searches the same, goals and sampler left aside."""
     flat = {
         path: value
-        for path, value in flatten(bench.loaded.resolved).items()
-        if path not in searched and path.split(".")[0] not in ("name", "about", "search")
+        for path, value in flatten(loaded.resolved).items()
+        if path not in searched and path.split(".")[0] not in ("about", "search")
     }
     parts = [sorted(searched), flat, bench.weights, bench.data_hash]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

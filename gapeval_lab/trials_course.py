@@ -90,7 +90,7 @@ def course_of(
         laps.seconds["fit"] -= watching
         laps.seconds["emergence"] = watching
     progress.planned = sum(len(part.asked) for part in parts)
-    paid = rounded({"cost/seconds": laps.seconds["fit"], "delta_norm/total": total.norm()})
+    paid = rounded({"cost/seconds": round(laps.seconds["fit"], 3), "delta_norm/total": total.norm()})
     with total.applied(root):
         so_far = SoFar(bench, before, logprobs(bench), bounds=bounds)
         measuring = evaluate_parts(

@@ -11,7 +11,8 @@ from typing import Any
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.fact_files import read_fact_file
-from gapeval_lab.recipe import LoadedRecipe, Recipe, resolve
+from gapeval_lab.items import Fact
+from gapeval_lab.recipe import FactsNode, LoadedRecipe, Recipe, resolve
 from gapeval_lab.splits import HALVES
 
 REPLICATES = 1000
@@ -81,7 +82,8 @@ def check_recipe(loaded: LoadedRecipe, searched: Collection[str]) -> None:
         searched: dotted paths that trials change.
 
     Raises:
-        UserError: no intervention, facts without both halves, or a path that trials may not change.
+        UserError: no intervention, facts without both halves, sets that share facts then, or a path that
+            trials may not change.
     """
     recipe = loaded.recipe
     if recipe.intervention is None or recipe.facts is None:
@@ -94,6 +96,7 @@ def check_recipe(loaded: LoadedRecipe, searched: Collection[str]) -> None:
             )
         if path == "facts.split":
             raise UserError("search.facts.split: trials see the facts of 'dev' alone; leave it out")
+    places: dict[str, str] = {}
     for where, node in (
         ("facts", recipe.facts),
         *((f"then.{number}.facts", step.facts) for number, step in enumerate(recipe.then)),
@@ -103,14 +106,22 @@ def check_recipe(loaded: LoadedRecipe, searched: Collection[str]) -> None:
                 f"{where}.format: '{node.format}' files have no dev and test facts, so that a search would "
                 "see what it is tested on; take a file of lines, each with its split"
             )
-        for split in HALVES:
-            try:
-                read_fact_file(node.file, format=node.format, split=split, count=node.count)
-            except UserError as error:
+        for fact in (fact for split in HALVES for fact in _facts(node, split, where)):
+            if places.setdefault(fact.id, where) != where:
                 raise UserError(
-                    f"{error}; a search tries settings on 'dev' facts and tests the best on 'test' facts, "
-                    f"so {where} needs both"
-                ) from None
+                    f"{where}: a search takes the same half of every set, and fact '{fact.id}' stands in "
+                    f"that of {places[fact.id]}, too; take another file"
+                )
+
+
+def _facts(node: FactsNode, split: str, where: str) -> tuple[Fact, ...]:
+    try:
+        return read_fact_file(node.file, format=node.format, split=split, count=node.count).facts
+    except UserError as error:
+        raise UserError(
+            f"{error}; a search tries settings on 'dev' facts and tests the best on 'test' facts, so {where} "
+            "needs both"
+        ) from None
 
 
 def _resolved(loaded: LoadedRecipe, given: Sequence[str]) -> LoadedRecipe:
