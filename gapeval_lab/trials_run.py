@@ -26,7 +26,7 @@ from gapeval_lab.recipe import LoadedRecipe
 from gapeval_lab.recording import Course, record
 from gapeval_lab.run import OnProgress
 from gapeval_lab.tracked_run import Parent, tracked_run
-from gapeval_lab.tracking import LiveRun, baseline, experiment_name, track
+from gapeval_lab.tracking import LiveRun, Store, baseline, experiment_name, track
 from gapeval_lab.tracking_log import set_tags
 from gapeval_lab.tracking_scalars import scalars
 from gapeval_lab.tracking_store import file_lock
@@ -72,6 +72,7 @@ class RecipeTrials:
         self._plan = plan(bench.facts, bench.items)
         self._known: tuple[str | None, Measured] | None = None
         self._baseline: str | None = None
+        _sweep(self.store)
         self._bounds = any(name.startswith(("low/", "high/")) for name in needs)
 
     def metric_names(self) -> frozenset[str]:
@@ -288,3 +289,11 @@ def _folder(place: Path) -> Iterator[Path]:
             shutil.rmtree(place, ignore_errors=True)
         raise
     shutil.rmtree(place, ignore_errors=True)
+
+
+def _sweep(store: Store) -> None:
+    """Remove the folders of trials whose workers were killed; records that nobody logged stay."""
+    for place in (store.folder / "work").glob("trial-*"):
+        alive = store.lock_path(place.name.removeprefix("trial-")).exists()
+        if not alive and not (place / "outcome.json").exists():
+            shutil.rmtree(place, ignore_errors=True)

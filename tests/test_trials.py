@@ -2,6 +2,7 @@
 
 import json
 import math
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -388,8 +389,9 @@ def test_the_run_of_a_dead_worker_is_failed(store: Store, opened: Opened) -> Non
         experiment = store.experiment(experiment_name("scripted", searches=True))
         made = store.client.create_run(experiment, tags=tags, run_name="x").info.run_id
         store.client.set_tag(made, "gapeval.lock", str(store.lock_path(made)))
-        store.client.set_tag(made, "gapeval.host", __import__("socket").gethostname())
+        store.client.set_tag(made, "gapeval.host", socket.gethostname())
         store.lock_path(made).touch()
+        (store.folder / "work" / f"trial-{made}").mkdir(parents=True)
         return str(made)
 
     with opened() as trials:
@@ -405,6 +407,8 @@ def test_the_run_of_a_dead_worker_is_failed(store: Store, opened: Opened) -> Non
             return False
 
         go(trials, number=2, report=report)
+    with opened():  # the next worker sweeps what the dead one left
+        assert not list((store.folder / "work").glob("trial-*"))
     for run_id in (found, told):
         assert run_of(store, run_id).info.status == "FAILED"
     assert run_of(store, live[0]).info.status == "FINISHED"
