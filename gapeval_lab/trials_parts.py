@@ -2,8 +2,8 @@
 
 Facts come first: they are few, and carry reliability and locality. Then the benchmark, in shards that
 hold every category in its share: after the first one every metric has an estimate, and a pruner has one
-pair of values per shard and not per category. Shards of 64 items take the embedded model as long as all
-items at once do (2 cores; of 32 items, a quarter longer).
+pair of values per shard and not per category. Asking in shards of 64 items costs the embedded model about
+6 % more CPU time than asking all at once, in shards of 32 about a quarter more.
 """
 
 from collections.abc import Mapping, Sequence

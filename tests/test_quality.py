@@ -122,3 +122,14 @@ def test_wilson_covers() -> None:
     rng = np.random.default_rng(0)
     inside = [(found := wilson(rng.binomial(20, 0.8) / 20, 20)).low <= 0.8 <= found.high for _ in range(4000)]
     assert 0.93 <= np.mean(inside) <= 0.98
+
+
+def test_the_interval_of_the_transfer_ratio_is_a_number_where_few_facts_were_learned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """3 of 8: of 2.3 % of the draws no fact was learned, and 0 / 0 is no ratio."""
+    facts = [make_fact(f"f{n}") for n in range(8)]
+    monkeypatch.setitem(globals(), "FACTS", facts)
+    learned = {(f"f{n}.edit.0", side): True for n in range(3) for side in Direction}
+    ratio = edit_quality(facts, state({}), state(learned), edited="text", seed=0).transfer_ratio
+    assert ratio is not None and (ratio.value, ratio.low, ratio.high) == (1.0, 1.0, 1.0)

@@ -517,3 +517,20 @@ def test_figures_files_and_numbers_go_to_the_parent(store: Store, opened: Opened
     run = run_of(store, trials.parent_id)
     assert run.data.metrics == {"edit/reliability/image": 0.5}
     assert run.data.tags["mlflow.note.content"] == "**Best: #001**"
+
+
+def test_a_run_killed_after_its_logging_is_not_logged_again(
+    store: Store, recipe: Callable[..., LoadedRecipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    loaded = recipe("seed=11")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("gapeval_lab.tracked_run.archive", killed)
+        tracked_run(load_bench(loaded), store=store, on_progress=lambda *_: None)
+    asked = len(ASKED)
+    done = tracked_run(load_bench(loaded), store=store, on_progress=lambda *_: None)
+    assert len(ASKED) == asked and done.place == store.folder / "outcomes" / done.outcome.run_id
+    run = run_of(store, done.run_id)
+    assert run.info.status == "FINISHED" and run.data.tags["gapeval.outcome"] == done.outcome.run_id
