@@ -2,7 +2,7 @@
 
 Both are the searched recipe with overrides, so that `gapeval-lab edit` with the same overrides gives the
 same numbers. What a trial leaves out (controls, the published estimator, narrow intervals, curves on the
-way) is left out there, in words that anybody can read.
+way, drawing from words) is left out there, in words that anybody can read.
 """
 
 import json
@@ -46,6 +46,7 @@ def recipe_of_trial(
         *(() if identity else ["controls.identity=false"]),
         *(() if placebo else ["controls.placebo=false"]),
         *(() if emergence or recipe.emergence is None else ["emergence=null"]),
+        *(() if recipe.evaluation.reasoning is None else ["evaluation.reasoning=null"]),
     ]
     return _resolved(loaded, [*words(overrides), *on_half(recipe, "dev"), *lean])
 
