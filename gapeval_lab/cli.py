@@ -93,7 +93,8 @@ def eval_(
     json_file: JsonFile = None,
 ) -> None:
     """Ask both directions of the model as it is; a recipe's intervention is left out."""
-    given = [*(set_ or []), "intervention=null", "facts=null", "then=[]", "evaluation.reasoning=null"]
+    gone = ("intervention=null", "facts=null", "then=[]", "evaluation.reasoning=null", "search=null")
+    given = [*(set_ or []), *gone]
     loaded = _load(recipe, overrides, given, limit, categories)
     _execute(loaded, dry_run=dry_run, out=out, json_file=json_file)
 

@@ -19,7 +19,9 @@ from gapeval_lab import registry
 from gapeval_lab.errors import UserError
 from gapeval_lab.sections import Evaluation, Strict, Text
 from gapeval_lab.shipped import find_file, read_text
-from gapeval_lab.validation import KeyPath, Problem, did_you_mean, dotted, explain, validate
+from gapeval_lab.space import check
+from gapeval_lab.study_settings import Search
+from gapeval_lab.validation import KeyPath, Problem, dotted, explain, validate
 from gapeval_lab.yaml_file import Document, parse
 
 NodeField = Literal["model", "benchmark", "judge", "intervention"]
@@ -124,7 +126,7 @@ class Recipe(Strict):
     evaluation: Evaluation = Evaluation()
     emergence: Curve | None = None
     controls: Controls = Controls()
-    search: dict[str, dict[str, Any]] | None = None
+    search: Search | None = None
 
     @property
     def interventions(self) -> tuple[Node, ...]:
@@ -241,8 +243,8 @@ def _override(draft: _Draft, override: str) -> None:
     parts = key.strip().split(".")
     if not equals or not all(parts) or not text.strip():
         raise UserError(f"--set: '{override}' is not of the form path=value (null is a value, too)")
-    if parts[0] == "search" and len(parts) > 2:  # keys of the search section have dots themselves
-        parts = ["search", ".".join(parts[1:-1]), parts[-1]]
+    if parts[:2] == ["search", "space"] and len(parts) > 3:  # the keys of the space have dots themselves
+        parts = ["search", "space", ".".join(parts[2:-1]), parts[-1]]
     document = parse(text, f"--set {override}")
     path: KeyPath = tuple(parts)
     draft.problems.extend(Problem((*path, *problem.path), problem.message) for problem in document.problems)
@@ -365,11 +367,8 @@ def _validated(draft: _Draft, broken: set[NodeField]) -> Recipe | None:
         draft.add(
             ("evaluation", "reasoning"), "it asks about facts, and there is no intervention; take it out"
         )
-    if not broken:
-        paths = flatten(
-            {key: value for key, value in recipe.model_dump(mode="json").items() if key != "search"}
-        )
-        for path in recipe.search or {}:
-            if path not in paths:
-                draft.add(("search", path), f"no field of this recipe{did_you_mean(path, paths)}")
+    if recipe.search is not None and not broken:
+        node, flat = recipe.intervention, flatten(recipe.model_dump(mode="json", exclude={"search"}))
+        use, settings = (None, {}) if node is None else (node.use, node.settings)
+        draft.problems.extend(check(recipe.search.space, use=use, settings=settings, paths=list(flat)))
     return recipe

@@ -26,6 +26,8 @@ WORDS = (
     (r"\ban object\b|\ba valid dictionary\b", "a mapping"),
     (r"\ba valid array\b", "a list"),
     (r" after validation\b", ""),
+    (r"^Unable to extract tag using discriminator '(\w+)'", r"'\1' is missing; it says what this is"),
+    (r"^tag (.*) found using '(\w+)' does not match any of the expected tags:", r"\2: \1 is none of"),
 )
 """What pydantic calls the things of JSON and Python, and what they are called in YAML."""
 

@@ -90,6 +90,9 @@ def table(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
+SEARCH = "{goal: {a: minimize}, space: {intervention.lr: {type: float, low: 1e-3, high: 1}}}"
+
+
 def resolved(text=GOOD, *overrides):
     return resolve(text, source="mine.yaml", overrides=overrides)
 
@@ -163,7 +166,7 @@ def test_build_makes_the_plug_ins():
 
 
 def test_a_resolved_recipe_resolves_to_itself():
-    first = resolved(GOOD, "intervention.nested.layers=4", "search={intervention.lr: {low: 1e-3, high: 1}}")
+    first = resolved(GOOD, "intervention.nested.layers=4", f"search={SEARCH}")
     again = resolved(yaml.safe_dump(first.resolved))
     assert again.resolved == first.resolved
     assert again.hash == first.hash
@@ -223,7 +226,9 @@ seed: 2
         "evaluation.bach: unknown key; did you mean 'batch'? (line 19)",
         "evaluation.items: should be a valid integer; got 'many' (line 20)",
         "controls.identity: should be a valid boolean; got 1 (line 22)",
-        "search.intervention.lr: should be a mapping; got 3 (line 23)",
+        "search.goal: missing; this key must be given (line 23)",
+        "search.space: missing; this key must be given (line 23)",
+        "search.intervention.lr: unknown key; known here: ",
         "extra: unknown key",
     ]
     for line in expected:
@@ -279,8 +284,8 @@ def test_an_unknown_key_without_a_close_one_gets_the_known_ones():
         ("evaluation.reasoning.drow={}", "evaluation.reasoning.drow: unknown key; did you mean 'draw'?"),
         ("seed.x=3", "seed.x: 'seed' is no mapping; set it whole (--set)"),
         (
-            "search={intervention.lt: {low: 1}}",
-            "search.intervention.lt: no field of this recipe; did you mean",
+            f"search={SEARCH.replace('lr', 'lt')}",
+            "search.space.intervention.lt: no field of this recipe; did you mean 'intervention.lr'?",
         ),
         ("model={use: fake, weights: x, use: fake}", "model.use: stands twice"),
     ],
@@ -333,12 +338,12 @@ def test_questions_follow_an_answer_and_need_an_intervention():
 
 
 def test_overrides_reach_the_keys_of_the_search_section():
-    text = GOOD + "search: {intervention.lr: {low: 0.1, high: 1.0}}\n"
-    loaded = resolved(text, "search.intervention.lr.low=0.2", "search.intervention.layer.low=0")
-    assert loaded.recipe.search == {
-        "intervention.lr": {"low": 0.2, "high": 1.0},
-        "intervention.layer": {"low": 0},
-    }
+    text, layer = GOOD + f"search: {SEARCH}\n", "search.space.intervention.layer"
+    given = ["search.space.intervention.lr.low=0.2", f"{layer}.type=int", f"{layer}.low=0", f"{layer}.high=3"]
+    loaded = resolved(text, *given)
+    space = loaded.resolved["search"]["space"]
+    assert (space["intervention.lr"]["low"], space["intervention.lr"]["high"]) == (0.2, 1.0)
+    assert (space["intervention.layer"]["low"], space["intervention.layer"]["high"]) == (0, 3)
 
 
 def test_every_leaf_can_be_set_by_its_flattened_path():
