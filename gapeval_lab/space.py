@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -60,9 +61,17 @@ class Float(_Varied):
             raise ValueError("log: needs low above 0 and no step; mend one of them")
         return self
 
+    @property
+    def last(self) -> float:
+        """The greatest value: with a step, the last one that does not go beyond `high`."""
+        if self.step is None:
+            return self.high
+        low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))
+        return float(low + (high - low) // step * step)
+
     def probes(self) -> list[Probe]:
         """Both ends."""
-        return [(("low",), self.low), (("high",), self.high)]
+        return [(("low",), self.low), (("high",), self.last)]
 
 
 class Int(_Varied):

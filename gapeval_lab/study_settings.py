@@ -34,12 +34,16 @@ class _Sampler(Strict):
 
 
 class Tpe(_Sampler):
-    """Optuna's tree-structured Parzen estimator. `group` None: where settings are conditional."""
+    """Optuna's tree-structured Parzen estimator.
+
+    `multivariate` None: where there is a single goal. `group` None: where, beside that, settings are
+    conditional.
+    """
 
     use: Literal["tpe"] = "tpe"
     n_startup_trials: Annotated[int, Field(ge=0)] = 10
     n_ei_candidates: Annotated[int, Field(ge=1)] = 24
-    multivariate: bool = True
+    multivariate: bool | None = None
     group: bool | None = None
     constant_liar: bool = True
 
@@ -212,8 +216,8 @@ class Search(Strict):
         self.limits()
         if len(self.goal) > 1 and self.pruner.use != "none":
             raise ValueError("pruner: works with a single goal; turn goals into constraints, or use none")
-        if self.sampler.use == "tpe" and self.sampler.group and not self.sampler.multivariate:
-            raise ValueError("sampler: group needs multivariate: true")
+        if self.sampler.use == "tpe" and self.sampler.group and self.sampler.multivariate is False:
+            raise ValueError("sampler: group needs multivariate; leave one of them out")
         if self.sampler.use == "grid":
             endless = [path for path, v in self.space.items() if isinstance(v, Float) and v.step is None]
             if endless:

@@ -163,7 +163,7 @@ class Store:
             self.client.search_experiments(max_results=1)
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
             raise UserError(
-                f"tracking: the store {_shown(self.uri)} cannot be used ({_first_line(error)}); set "
+                f"tracking: the store {shown(self.uri)} cannot be used ({_first_line(error)}); set "
                 "MLFLOW_TRACKING_URI to one that can, or unset it to use the project's own mlruns folder"
             ) from error
 
@@ -180,7 +180,7 @@ class Store:
                 socket.create_connection((parts.hostname or "", port), CONNECT_SECONDS).close()
             except OSError as error:
                 raise UserError(
-                    f"MLFLOW_TRACKING_URI: no answer from {_shown(self.uri)} ({error.strerror or error}); "
+                    f"MLFLOW_TRACKING_URI: no answer from {shown(self.uri)} ({error.strerror or error}); "
                     "start the server there, or unset the variable to use the project's own mlruns folder"
                 ) from None
 
@@ -337,7 +337,7 @@ def _prepare_database(database: Path, artifacts: Path) -> None:
         engine.dispose()
 
 
-def _shown(uri: str) -> str:
+def shown(uri: str) -> str:
     """The URI without a password."""
     return re.sub(r"//([^/:@]*):[^@/]*@", r"//\1:***@", uri)
 

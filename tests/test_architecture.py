@@ -86,7 +86,10 @@ ARROWS: dict[str, set[str]] = {
         *("emergence", "fitting", "measuring", "recording", "run", "tracked_run", "tracking"),
         *("interfaces", "items", "errors", "files"),
     },
-    "search": {"trials", "tracking", "run", "outcome", "recipe", "gap", "errors", "files"},
+    "search": {
+        *("trials", "tracking", "recipe", "space", "study_settings", "gap"),
+        *("errors", "files", "validation"),
+    },
     "fitting": {"bench", "delta", "emergence", "files", "interfaces", "lessons", "outcome"},
     "repeats": {"gap", "outcome"},
     "report": {"gap", "outcome", "repeats", "errors", "files"},
@@ -270,6 +273,8 @@ def test_no_arrow_leads_from_a_plug_in_to_another_kind(kind):
         ("recipe", "x = 1\n" * 401, "recipe: 401 lines"),
         ("helpers", "", "helpers: not in the table"),
         ("tracking_log", "import gapeval_lab.search", "tracking_log:1: may not import search"),
+        ("trials_run", "import gapeval_lab.search_study", "trials_run:1: may not import search"),
+        ("search_study", "def f():\n    import mlflow", "search_study:2: only tracking imports mlflow"),
     ],
 )
 def test_the_checker_can_fail(module, source, expected):
