@@ -6,11 +6,11 @@ never done twice. Knows how trials are chosen, not how they are run (trials.py),
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,9 @@ import yaml
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.files import write_text
-from gapeval_lab.recipe import LoadedRecipe, resolve
+from gapeval_lab.recipe import LoadedRecipe
 from gapeval_lab.search_figures import figures
-from gapeval_lab.search_report import Summary, summary, trial_line
+from gapeval_lab.search_report import Summary, note, summary, told, trial_line
 from gapeval_lab.search_sampler import grid
 from gapeval_lab.search_storage import open_place
 from gapeval_lab.search_study import SearchStudy, Taken, check_study, open_study, working
@@ -30,6 +30,7 @@ from gapeval_lab.search_workers import crew, orphaned, shared_threads
 from gapeval_lab.study_settings import Grid, Search
 from gapeval_lab.tracking_stop import Stopped, sigterm_raises
 from gapeval_lab.tracking_store import file_lock
+from gapeval_lab.trials_recipe import recipe_of_test
 from gapeval_lab.trials_types import Trials
 from gapeval_lab.validation import did_you_mean
 
@@ -52,7 +53,7 @@ class Plan:
         storage: see `open_place`.
         trials: how many the study is to have.
         workers: processes of this command.
-        folder: of the project's studies; takes the best recipes.
+        folder: of the project's studies; takes the best trials' recipes.
         locks: where workers' lock files lie.
     """
 
@@ -119,10 +120,10 @@ def check_metrics(section: Search, known: frozenset[str]) -> None:
     Raises:
         UserError: one that will not, with the closest name.
     """
-    for key, measure in section.measures():
-        if measure.name not in known:
-            hint = did_you_mean(measure.name, known) or f" (there are: {', '.join(sorted(known))})"
-            raise UserError(f"{key}: no trial of this recipe logs '{measure.name}'{hint}")
+    for key, name in section.needs():
+        if name not in known:
+            hint = did_you_mean(name, known) or f" (there are: {', '.join(sorted(known))})"
+            raise UserError(f"{key}: no trial of this recipe logs '{name}'{hint}")
 
 
 def _join(plan: Plan, make: Make, say: Say) -> None:
@@ -188,40 +189,62 @@ def _conclude(study: SearchStudy, trials: Trials, plan: Plan) -> Summary:
         for trial in study.winners():
             if study.tested(trial) is None:
                 study.note_test(trial, trials.test(study.overrides(trial), number=trial.number))
-        for file in write_recipes(study, plan):
-            trials.artifact(file)
+            for file in _write_recipes(study, trials, plan, trial):
+                trials.artifact(file)
         for name, figure in figures(study.optuna, study.section).items():
             trials.figure(name, figure)
-    return summary(study)
+        found = summary(study)
+        trials.tell(_of_parent(study), note="\n\n".join((*note(found), *trials.notes)))
+    return found
 
 
-def write_recipes(study: SearchStudy, plan: Plan) -> list[Path]:
-    """The best trials as recipes that can be run; a single one is `<study>.best.yaml`."""
+def _of_parent(study: SearchStudy) -> dict[str, float]:
+    """The best trial's metrics, so that the parent stands where the best trial does when runs are sorted."""
     winners = study.winners()
+    return dict(winners[0].user_attrs["result"]["metrics"]) if len(winners) == 1 else {}
+
+
+def _write_recipes(study: SearchStudy, trials: Trials, plan: Plan, trial: Any) -> list[Path]:
+    """A winner as two recipes that can be run: what was tested, and the trial itself."""
+    overrides = study.overrides(trial)
+    tail = "best" if len(study.section.goal) == 1 else f"best-{trial.number:03d}"
+    tested = study.tested(trial) or {"metrics": {}}
+    both = {
+        f"{study.name}.{tail}.yaml": (
+            recipe_of_test(plan.loaded, overrides),
+            "test facts and test items",
+            tested["metrics"],
+        ),
+        f"{study.name}.{tail}.dev.yaml": (
+            trials.recipe_of(overrides),
+            "dev facts and dev items, as the search saw it",
+            trial.user_attrs["result"]["metrics"],
+        ),
+    }
     files = []
-    for trial in winners:
-        tail = "best" if len(study.section.goal) == 1 else f"best-{trial.number:03d}"
-        file = plan.folder / f"{study.name}.{tail}.yaml"
-        write_text(file, best_recipe(study, plan.loaded, trial))
-        files.append(file)
+    for name, (loaded, seen, metrics) in both.items():
+        lines = [f"# Trial {trial.number} of the search '{study.name}' of {study.recipe}: {told(overrides)}"]
+        known = [m.name for _, m in study.section.measures() if m.name in metrics]
+        lines += [f"# On {seen}: {', '.join(f'{one} {metrics[one]:.4g}' for one in dict.fromkeys(known))}"]
+        lines += ["# Command: gapeval-lab edit --recipe <this file>"]
+        body = yaml.safe_dump(loaded.resolved, sort_keys=False, allow_unicode=True)
+        write_text(plan.folder / name, "\n".join(lines) + f"\n{body}")
+        files.append(plan.folder / name)
     return files
 
 
-def best_recipe(study: SearchStudy, loaded: LoadedRecipe, trial: Any) -> str:
-    """A trial as a recipe: the searched one with the trial's settings, every default filled in."""
-    chosen = [f"{path}={json.dumps(value)}" for path, value in study.overrides(trial).items()]
-    overrides = [*loaded.overrides, "search=null", *chosen]
-    found = resolve(loaded.text, source=loaded.source, overrides=overrides)
-    tested = study.tested(trial) or {"metrics": {}}
-    on_dev = trial.user_attrs.get("result", {}).get("metrics", {})
-    lines = [f"# Trial {trial.number} of the search '{study.name}' of {loaded.recipe.name}, with"]
-    lines += [f"#   {one}" for one in chosen]
-    for measure, _ in study.section.goals():
-        told = [f"dev {on_dev[measure.name]:.4g}"] if measure.name in on_dev else []
-        test = tested["metrics"].get(measure.name)
-        lines.append(
-            f"# {measure.name}: {', '.join([*told, *([f'test {test:.4g}'] if test is not None else [])])}"
-        )
-    lines.append("# Command: gapeval-lab edit --recipe <this file>")
-    body = yaml.safe_dump(found.resolved, sort_keys=False, allow_unicode=True)
-    return "\n".join(lines) + "\n" + str(body)
+@contextlib.contextmanager
+def trials_of(loaded: LoadedRecipe, study: str) -> Iterator[Trials]:
+    """What runs a recipe's trials, with the store that the environment asks for; picklable, see `Make`."""
+    from gapeval_lab.tracking import Store
+    from gapeval_lab.trials import open_trials
+
+    section = loaded.recipe.search
+    if section is None:
+        raise ValueError("the recipe has no search section")
+    store = Store.open()
+    store.check()
+    store.reconcile()
+    needs = {name for _, name in section.needs()}
+    with open_trials(loaded, store=store, study=study, searched=list(section.space), needs=needs) as trials:
+        yield trials

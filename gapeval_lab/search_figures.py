@@ -14,6 +14,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from gapeval_lab.search_report import importances
+from gapeval_lab.search_study import pareto
 from gapeval_lab.study_settings import Search
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#999999"
@@ -58,16 +59,18 @@ class Points:
 def points_data(study: Any, section: Search) -> Points:
     """What the figures show, from Optuna's study."""
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    kept = [all(value <= 0 for value in trial.constraints.values()) for trial in done]
+    front = pareto([t for t, ok in zip(done, kept, strict=True) if ok], list(section.goal.values()))
     found: dict[str, Any] = {}
     for trial in done:
         found |= trial.distributions
-    best = {trial.number for trial in study.best_trials}
+    best = {trial.number for trial in front}
     return Points(
         numbers=[trial.number for trial in done],
         goals=[Axis(goal, [trial.values[n] for trial in done]) for n, goal in enumerate(section.goal)],
         directions=list(section.goal.values()),
         params=[_axis(name, found[name], done) for name in sorted(found)],
-        kept=[all(value <= 0 for value in trial.constraints.values()) for trial in done],
+        kept=kept,
         front=[trial.number in best for trial in done],
     )
 

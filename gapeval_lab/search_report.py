@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import optuna
@@ -14,6 +15,9 @@ from optuna.trial import TrialState
 from gapeval_lab.gap.records import Estimate
 from gapeval_lab.search_study import SearchStudy, Taken
 from gapeval_lab.study_settings import Search
+
+PAID = ("fit", "after")
+"""What a trial is for."""
 
 FEWEST = 4
 """Finished trials below which importances mean nothing."""
@@ -51,7 +55,7 @@ class Summary:
         running: trials that are going on, or wait.
         past: earlier runs that the study knows.
         saved: share of the planned item evaluations that pruning spared; None where nothing was planned.
-        overhead: time of trials outside their phases, as a share of the phases.
+        overhead: time of a trial beside its fit and its measurement, as a share of them; the median.
         best: the winners; none where no trial keeps the constraints.
         importances: goal -> parameter -> share of the goal's variation (PED-ANOVA).
         reasons: number -> why a trial has no value.
@@ -142,6 +146,32 @@ def told(overrides: Mapping[str, Any]) -> str:
     return " ".join(f"{path}={value}" for path, value in shown.items())
 
 
+def note(found: Summary) -> list[str]:
+    """The study as paragraphs of Markdown, the result in the first."""
+    goals = ", ".join(f"{direction} `{goal}`" for goal, direction in found.goal.items())
+    counts = f"{found.finished} trials finished, {found.pruned} pruned, {found.failed} without a value"
+    lines = [f"**Search `{found.study}`** of `{found.recipe}`: {goals}. {counts}."]
+    if found.constraints:
+        lines.append("Kept: " + ", ".join(f"`{limit}`" for limit in found.constraints) + ".")
+    if found.saved:
+        lines.append(f"Pruning saved {100 * found.saved:.0f} % of the planned item evaluations.")
+    rows = [
+        f"| {best.number} | {told(best.overrides)} | {goal} | {best.dev[goal]:.4f} | {_on_test(best, goal)} |"
+        for best in found.best
+        for goal in found.goal
+    ]
+    if rows:
+        head = ["| trial | settings | goal | dev | test | dev − test |", "|---|---|---|---|---|---|"]
+        lines.append("\n".join([*head, *rows]))
+    return lines
+
+
+def _on_test(best: Best, goal: str) -> str:
+    value, gap = best.test.get(goal), best.optimism.get(goal)
+    shown = "" if value is None else f"{value:.4f}"
+    return f"{shown} | " + ("" if gap is None else f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]")
+
+
 def _value(trial: Any, goal: str, number: int) -> float | None:
     """The goal's value; of a pruned trial, what was measured last."""
     values = trial.values
@@ -158,16 +188,16 @@ def _best(study: SearchStudy, trial: Any) -> Best:
         on_test = measure.of(tested["metrics"])
         if on_test is not None:
             test[goal] = on_test
-        if measure.name in tested["optimism"]:
+        if measure.name in tested["optimism"] and not measure.absolute:
             optimism[goal] = Estimate(**tested["optimism"][measure.name])
     return Best(trial.number, study.overrides(trial), dev, test, optimism)
 
 
 def _overhead(trials: list[Any]) -> float | None:
-    spent = within = 0.0
+    shares = []
     for trial in trials:
         seconds = trial.user_attrs.get("result", {}).get("seconds", {})
-        if trial.state.is_finished() and seconds:
-            spent += trial.duration.total_seconds()
-            within += sum(seconds.values())
-    return spent / within - 1 if within else None
+        paid = sum(seconds.get(phase, 0.0) for phase in PAID)
+        if trial.state == TrialState.COMPLETE and paid:
+            shares.append(trial.duration.total_seconds() / paid - 1)
+    return median(shares) if shares else None

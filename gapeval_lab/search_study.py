@@ -15,7 +15,7 @@ import contextlib
 import json
 import socket
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -152,7 +152,7 @@ class SearchStudy:
         if result.pruned:
             self._study.tell(trial, state=TrialState.PRUNED)
             return None
-        named = {key: measure.of(result.metrics) for key, measure in self.section.measures()[:-1]}
+        named = {key: measure.of(result.metrics) for key, measure in self.section.measures()}
         missing = [key for key, value in named.items() if value is None]
         if missing:
             return self.fail(taken, f"{', '.join(missing)}: not measured")
@@ -171,13 +171,22 @@ class SearchStudy:
             self._try_again(self._study.trials[taken.number])
 
     def winners(self) -> list[Any]:
-        """The best trials that keep the constraints: one, or a spread of the Pareto front."""
+        """The best trials that keep the constraints: one, or a spread of the Pareto front.
+
+        Runs that a warm start knew are none of them: they were not measured beside the others.
+        """
+        kept = [
+            trial
+            for trial in self.trials()
+            if trial.state == TrialState.COMPLETE
+            and "past" not in trial.user_attrs
+            and all(violation <= 0 for violation in trial.constraints.values())
+        ]
+        front = sorted(
+            pareto(kept, list(self.section.goal.values())), key=lambda one: (one.values, one.number)
+        )
         if len(self.section.goal) == 1:
-            try:
-                return [self._study.best_trial]
-            except ValueError:
-                return []
-        front = sorted(self._study.best_trials, key=lambda trial: (trial.values, trial.number))
+            return front[:1]
         most = self.section.tests
         if len(front) <= most:
             return front
@@ -336,6 +345,19 @@ def load_study(place: Place, name: str) -> SearchStudy:
         raise UserError(f"--show: the study '{name}' in {place.words} was not made by a search of ours")
     section = Search.model_validate_json(json.dumps(known["search"]))
     return SearchStudy(place, study, section, seed=known["seed"])
+
+
+def pareto(trials: Sequence[Any], directions: Sequence[str]) -> list[Any]:
+    """The trials that no other one is better than: as good in every goal, and better in one."""
+    signs = [1 if direction == "maximize" else -1 for direction in directions]
+    points = [[sign * value for sign, value in zip(signs, trial.values, strict=True)] for trial in trials]
+
+    def beaten(point: list[float]) -> bool:
+        return any(
+            other != point and all(a >= b for a, b in zip(other, point, strict=True)) for other in points
+        )
+
+    return [trial for trial, point in zip(trials, points, strict=True) if not beaten(point)]
 
 
 def _same_recipe(name: str, known: Mapping[str, Any], loaded: LoadedRecipe) -> None:

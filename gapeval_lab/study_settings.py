@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -25,6 +25,9 @@ from gapeval_lab.space import Float, Strict, Varied, order
 Text = Annotated[str, StringConstraints(min_length=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Direction = Literal["maximize", "minimize"]
+
+ALONE = "part/"
+"""What stands before a metric's name where it is estimated on the last measured part alone."""
 
 
 class _Sampler(Strict):
@@ -93,7 +96,10 @@ Sampler = Annotated[Tpe | Nsga2 | Nsga3 | Gp | Random | Grid, Field(discriminato
 
 
 class _Pruner(Strict):
-    """`metric` is what is compared after each measured part, in the goal's direction; None is the goal."""
+    """`metric` is what is compared after each measured part, in the goal's direction; None is the goal.
+
+    It is an estimate on everything measured so far; with `part/` before the name, on the last part alone.
+    """
 
     metric: Text | None = None
 
@@ -126,7 +132,7 @@ class Halving(_Pruner):
 class Wilcoxon(_Pruner):
     """Stops a trial whose parts, paired with the best trial's, are worse by a signed-rank test.
 
-    The pairs are to be independent, so `metric` should be of one part alone, not of all so far.
+    The pairs are to be independent, so that here None is the goal on the last part alone.
     """
 
     use: Literal["wilcoxon"]
@@ -235,11 +241,19 @@ class Search(Strict):
 
     def compared(self) -> Measure:
         """What the pruner compares."""
-        named = getattr(self.pruner, "metric", None)
-        return Measure.parse(named) if named else self.goals()[0][0]
+        if isinstance(self.pruner, NoPruner):
+            return self.goals()[0][0]
+        if self.pruner.metric is not None:
+            return Measure.parse(self.pruner.metric)
+        goal = self.goals()[0][0]
+        return replace(goal, name=ALONE + goal.name) if isinstance(self.pruner, Wilcoxon) else goal
 
     def measures(self) -> list[tuple[str, Measure]]:
-        """Every metric that the section names, with the key that names it."""
+        """The metrics that goals and constraints name, each with the key that names it."""
         named = [(f"search.goal.{name}", Measure.parse(name)) for name in self.goal]
-        named += [("search.constraints", limit.measure) for limit in self.limits()]
-        return [*named, ("search.pruner.metric", self.compared())]
+        return [*named, *(("search.constraints", limit.measure) for limit in self.limits())]
+
+    def needs(self) -> list[tuple[str, str]]:
+        """Every metric that the section is about, with its key."""
+        named = [(key, measure.name) for key, measure in self.measures()]
+        return [*named, ("search.pruner.metric", self.compared().name.removeprefix(ALONE))]

@@ -73,6 +73,7 @@ class FakeTrials:
     """Scores by a formula, part by part; writes every start and end into a log."""
 
     parent_id = "parent"
+    notes = ("Scripted.",)
 
     def __init__(self, folder: Path, seconds: float) -> None:
         self.folder, self.seconds = folder, seconds
@@ -85,7 +86,7 @@ class FakeTrials:
             stream.write(json.dumps({"event": event, "number": number, "pid": os.getpid(), **more}) + "\n")
 
     def metric_names(self) -> frozenset[str]:
-        return frozenset({"score", "part/score", "locality", "cost/seconds"})
+        return frozenset({"score", "locality", "cost/seconds"})
 
     def parts(self) -> int:
         return PARTS
@@ -101,7 +102,7 @@ class FakeTrials:
         for part in range(PARTS):
             time.sleep(self.seconds / PARTS)
             metrics = {"score": total, "part/score": total + part / 100, "locality": 1.1 - lr}
-            if report(metrics, part + 1):
+            if report(metrics, part):
                 stopped = part + 1 < PARTS
                 break
         self.note("end", number)
@@ -115,7 +116,11 @@ class FakeTrials:
 
     def test(self, overrides: Mapping[str, Any], *, number: int) -> TestResult:
         self.note("test", number)
-        return TestResult({"score": 0.5}, {"score": Estimate(0.25, 0.1, 0.4)}, f"test-{number}")
+        optimism = {"score": Estimate(0.25, 0.1, 0.4)}
+        return TestResult(metrics={"score": 0.5}, run_id=f"test-{number}", optimism=optimism)
+
+    def recipe_of(self, overrides: Mapping[str, Any]) -> LoadedRecipe:
+        return recipe("search=null", *(f"{path}={json.dumps(value)}" for path, value in overrides.items()))
 
     def run_of(self, number: int) -> str | None:
         return f"run-{number}"
@@ -128,6 +133,9 @@ class FakeTrials:
 
     def artifact(self, path: Path) -> None:
         self.artifacts.append(path)
+
+    def tell(self, metrics: Mapping[str, float], *, note: str | None = None) -> None:
+        self.told = (dict(metrics), note)
 
 
 @contextlib.contextmanager

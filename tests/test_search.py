@@ -20,7 +20,7 @@ from search_fake import FakeTrials, fake_trials, plan, use_fake_plug_ins
 
 from gapeval_lab import registry
 from gapeval_lab.errors import UserError
-from gapeval_lab.recipe import load
+from gapeval_lab.recipe import flatten, load
 from gapeval_lab.search import Plan, run_search
 from gapeval_lab.search_report import Summary
 from gapeval_lab.search_storage import open_place
@@ -351,7 +351,7 @@ def test_several_goals_give_a_front(tmp_path: Path) -> None:
     [
         "{use: median, n_startup_trials: 2}",
         "{use: halving}",
-        "{use: wilcoxon, metric: part/score, n_startup_steps: 0, p_threshold: 0.3}",
+        "{use: wilcoxon, n_startup_steps: 0, p_threshold: 0.3}",
     ],
 )
 def test_pruning_and_what_it_saves(pruner: str, tmp_path: Path) -> None:
@@ -372,15 +372,19 @@ def test_results(tmp_path: Path) -> None:
     assert set(trials.figures) == {"history", "slice", "parallel", "importances"}
     for name, figure in trials.figures.items():
         figure.savefig(tmp_path / f"{name}.svg")
-    (file,) = trials.artifacts
-    assert file == tmp_path / "optuna" / "searched.best.yaml"
-    again = load(str(file))
+    names = ["searched.best.yaml", "searched.best.dev.yaml"]
+    assert trials.artifacts == [tmp_path / "optuna" / name for name in names]
     (best,) = summary.best
-    intervention = again.resolved["intervention"]
-    assert {f"intervention.{key}": intervention[key] for key in ("lr", "steps", "site")}.items() <= (
-        best.overrides.items()
-    )
-    assert again.recipe.search is None
+    tested, on_dev = (load(str(file)).resolved for file in trials.artifacts)
+    for resolved in (tested, on_dev):
+        flat = flatten(resolved)
+        assert {path: flat[path] for path in best.overrides} == best.overrides
+        assert resolved["search"] is None
+    assert tested["evaluation"]["split"] == tested["facts"]["split"] == "test"
+    assert f"score {best.dev['score']:.4g}" in trials.artifacts[1].read_text()
+    metrics, note = trials.told
+    assert metrics["score"] == best.dev["score"] and note is not None
+    assert "| 0.5000 | +0.2500 [+0.1000, +0.4000] |" in note and note.endswith("Scripted.")
     assert (best.test, best.optimism["score"].low) == ({"score": 0.5}, 0.1)
     assert search_with(found, trials).best == summary.best
     assert len(log(tmp_path, "test")) == 1
@@ -401,7 +405,7 @@ def test_a_warm_start_from_past_runs(tmp_path: Path) -> None:
     found = plan(tmp_path, "search.warm_start=true", trials=3)
     summary = search_with(found, trials)
     assert (summary.past, summary.finished) == (1, 3)
-    assert summary.best[0].overrides["intervention.lr"] == 0.25 and summary.best[0].dev == {"score": 5.0}
+    assert summary.best[0].dev["score"] < 5.0  # what was measured elsewhere informs, and does not win
     assert search_with(found, trials).past == 1
 
 

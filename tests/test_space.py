@@ -201,10 +201,21 @@ def test_measures_and_constraints() -> None:
     assert Constraint.parse("nothing >= 0").violation(metrics) is None
 
 
-def test_every_metric_that_the_section_names() -> None:
-    rest = "goal: {abs(a): minimize}, constraints: [b >= 0], pruner: {use: wilcoxon, metric: part}"
-    assert [(key, measure.name) for key, measure in searched(LR, rest).measures()] == [
+@pytest.mark.parametrize(
+    ("pruner", "compared"),
+    [
+        ("{use: none}", "a"),
+        ("{use: median}", "a"),
+        ("{use: wilcoxon}", "part/a"),
+        ("{use: wilcoxon, metric: c}", "c"),
+        ("{use: halving, metric: part/c}", "part/c"),
+    ],
+)
+def test_every_metric_that_the_section_names(pruner: str, compared: str) -> None:
+    found = searched(LR, f"goal: {{abs(a): minimize}}, constraints: [b >= 0], pruner: {pruner}")
+    assert found.compared().name == compared
+    assert found.needs() == [
         ("search.goal.abs(a)", "a"),
         ("search.constraints", "b"),
-        ("search.pruner.metric", "part"),
+        ("search.pruner.metric", compared.removeprefix("part/")),
     ]
