@@ -12,6 +12,7 @@ import typer
 
 from gapeval_lab.cli_common import home, short, wide_console
 from gapeval_lab.cli_delta import app as delta_app
+from gapeval_lab.cli_search import search
 from gapeval_lab.errors import SafetyError, UserError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(delta_app, name="delta")
+app.command()(search)
 
 RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="Name or path of a recipe.")]
 Overrides = Annotated[
