@@ -107,7 +107,7 @@ def _print(found: "Summary") -> None:
     print(f"    {_counts(found)}")
     for number, reason in list(found.reasons.items())[:3]:
         print(f"    no value, trial {number}: {reason}")
-    if found.saved is not None:
+    if found.saved:
         print(f"    item evaluations spared by pruning: {100 * found.saved:.0f} %")
     if found.overhead is not None:
         print(

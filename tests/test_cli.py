@@ -9,7 +9,7 @@ import pytest
 
 from gapeval_lab import cli
 
-HEAVY = ("torch", "transformers", "mlflow", "matplotlib", "scipy", "pandas")
+HEAVY = ("torch", "transformers", "mlflow", "optuna", "matplotlib", "scipy", "pandas")
 OFF = ["controls.identity=false", "controls.placebo=false", "evaluation.official=false"]
 
 
@@ -31,7 +31,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["ls"], ["ls", "models"], ["edit", "--help"], ["delta", "ls"]]
+    "arguments",
+    [["--help"], ["ls"], ["ls", "models"], ["edit", "--help"], ["delta", "ls"], ["search", "--help"]],
 )
 def test_quick_commands_import_nothing_heavy(arguments: list[str]) -> None:
     code = (

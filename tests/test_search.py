@@ -25,6 +25,7 @@ from gapeval_lab.search import Plan, run_search
 from gapeval_lab.search_report import Summary
 from gapeval_lab.search_storage import open_place
 from gapeval_lab.search_study import TRIES, SearchStudy, working
+from gapeval_lab.search_workers import THREADS, shared_threads
 
 STATES = optuna.trial.TrialState
 
@@ -491,3 +492,16 @@ def test_the_study_that_is_shown_is_the_one_that_was_searched(tmp_path: Path) ->
     assert isinstance(shown, SearchStudy) and summary(shown) == done
     with pytest.raises(UserError, match=r"no study 'other' .*there are: searched"):
         load_study(place, "other")
+
+
+def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(6))
+    monkeypatch.setenv(THREADS, "5")
+    with shared_threads(2):
+        assert os.environ[THREADS] == "5"
+    monkeypatch.delenv(THREADS)
+    for workers, threads in ((2, "3"), (4, "1"), (9, "1")):
+        with shared_threads(workers):
+            assert os.environ[THREADS] == threads
+    with shared_threads(1):
+        assert THREADS not in os.environ
