@@ -25,7 +25,7 @@ from gapeval_lab.search import Plan, run_search
 from gapeval_lab.search_report import Summary
 from gapeval_lab.search_storage import open_place
 from gapeval_lab.search_study import TRIES, SearchStudy, working
-from gapeval_lab.search_workers import THREADS, shared_threads
+from gapeval_lab.search_workers import RESPAWNS, THREADS, WorkerFailed, crew, shared_threads
 
 STATES = optuna.trial.TrialState
 
@@ -505,3 +505,19 @@ def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
             assert os.environ[THREADS] == threads
     with shared_threads(1):
         assert THREADS not in os.environ
+
+
+def test_killed_workers_are_replaced_and_failed_ones_are_told() -> None:
+    with crew(functools.partial(time.sleep, 60), 1) as beside:
+        for _ in range(RESPAWNS):
+            (process,) = beside._processes
+            process.kill()
+            process.join()
+            assert beside.tend()
+        (process,) = beside._processes
+        process.kill()
+        process.join()
+        assert not beside.tend()
+    with crew(functools.partial(int, "no number"), 1) as beside, pytest.raises(WorkerFailed, match="code 1"):
+        beside._processes[0].join()
+        beside.tend()
