@@ -9,10 +9,12 @@ its best trial gives on facts and items that it did not see, with dev - test and
 
 import argparse
 import functools
+import json
 import os
 import tempfile
 from pathlib import Path
 
+from gapeval_lab.errors import UserError
 from gapeval_lab.recipe import load
 from gapeval_lab.search import Plan, run_search, trials_of
 from gapeval_lab.search_report import Summary, told
@@ -29,6 +31,14 @@ def searched(args: argparse.Namespace, study: str, *overrides: str, trials: int)
     return run_search(
         plan, functools.partial(trials_of, loaded, study), say=functools.partial(print, flush=True)
     )
+
+
+def sampler(args: argparse.Namespace, seed: int) -> str:
+    """The recipe's own sampler with another seed, as an override's value."""
+    section = load(args.recipe, args.overrides).recipe.search
+    if section is None:
+        raise UserError(f"--recipe: {args.recipe} has no search section; add search: with goal and space")
+    return json.dumps({**section.sampler.model_dump(), "seed": seed})
 
 
 def show(name: str, found: Summary) -> list[str]:
@@ -60,7 +70,7 @@ def main() -> None:
         os.environ["GAPEVAL_LAB_HOME"] = str(args.home or temporary)
         lines = show("as shipped", searched(args, "shipped", trials=1))
         for seed in range(args.seeds):
-            own = searched(args, f"own-{seed}", f"search.sampler.seed={seed}", trials=args.trials)
+            own = searched(args, f"own-{seed}", f"search.sampler={sampler(args, seed)}", trials=args.trials)
             blind = f"search.sampler={{use: random, seed: {seed}}}"
             random = searched(args, f"random-{seed}", blind, "search.pruner={use: none}", trials=args.trials)
             lines += [*show(f"searched, seed {seed}", own), *show(f"random, seed {seed}", random)]
