@@ -25,7 +25,7 @@ from gapeval_lab.search_figures import figures
 from gapeval_lab.search_report import Summary, note, summary, told, trial_line
 from gapeval_lab.search_sampler import grid
 from gapeval_lab.search_storage import open_place
-from gapeval_lab.search_study import SearchStudy, Taken, check_study, open_study, working
+from gapeval_lab.search_study import SearchStudy, Taken, Worker, check_study, open_study, working
 from gapeval_lab.search_workers import crew, orphaned, shared_threads
 from gapeval_lab.study_settings import Grid, Search
 from gapeval_lab.tracking_stop import Stopped, sigterm_raises
@@ -151,17 +151,26 @@ def _loop(
     """Run trials as long as there are places; whether any was run."""
     ran = False
     with working(plan.locks, study.name) as worker:
-        while True:
-            tend()
-            taken = study.take(limit, worker=worker)
-            while worker.lost:
-                run_id = trials.run_of(worker.lost.pop())
-                if run_id is not None:
-                    trials.lost(run_id)
-            if taken is None:
-                return ran
-            ran = True
-            say(trial_line(study, taken, _one(study, trials, taken)))
+        try:
+            while True:
+                tend()
+                taken = study.take(limit, worker=worker)
+                _close_lost(trials, worker)
+                if taken is None:
+                    return ran
+                ran = True
+                say(trial_line(study, taken, _one(study, trials, taken)))
+        except BaseException:
+            study.give_back(worker)
+            raise
+
+
+def _close_lost(trials: Trials, worker: Worker) -> None:
+    """End the MLflow runs of the dead workers that this one found."""
+    while worker.lost:
+        run_id = trials.run_of(worker.lost.pop())
+        if run_id is not None:
+            trials.lost(run_id)
 
 
 def _one(study: SearchStudy, trials: Trials, taken: Taken) -> str | None:
@@ -175,9 +184,6 @@ def _one(study: SearchStudy, trials: Trials, taken: Taken) -> str | None:
         )
     except UserError as error:  # a combination that the recipe or the model refuses
         return study.fail(taken, str(error))
-    except BaseException:
-        study.give_back(taken)
-        raise
     return study.finish(taken, result)
 
 

@@ -165,10 +165,13 @@ class SearchStudy:
         self._study.tell(taken.trial, state=TrialState.FAIL)
         return reason
 
-    def give_back(self, taken: Taken) -> None:
-        """Queue a trial once more that this worker has to leave."""
+    def give_back(self, worker: Worker) -> None:
+        """Queue once more what a worker has to leave."""
         with file_lock(self.place.lock):
-            self._try_again(self._study.trials[taken.number])
+            for trial in self.trials():
+                own = trial.user_attrs.get("worker") == worker.attribute
+                if own and trial.state == TrialState.RUNNING:
+                    self._try_again(trial)
 
     def winners(self) -> list[Any]:
         """The best trials that keep the constraints: one, or a spread of the Pareto front.

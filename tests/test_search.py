@@ -253,10 +253,31 @@ def test_ctrl_c_ends_all_workers_and_the_same_command_goes_on(tmp_path: Path) ->
     assert not any(map(alive, pids))
     found = plan(tmp_path, trials=12)
     states = [trial.state for trial in found.open().trials()]
-    assert STATES.RUNNING not in states and states.count(STATES.WAITING) == 2
+    assert STATES.RUNNING not in states and 1 <= states.count(STATES.WAITING) <= 2  # one may be between two
     assert not list((tmp_path / "locks").iterdir())
     search(found)
     check_nothing_is_lost(tmp_path, found, places=12)
+
+
+def test_what_a_worker_holds_is_given_back_wherever_it_is_stopped(tmp_path: Path) -> None:
+    found = plan(tmp_path, trials=3)
+
+    def stop(line: str) -> None:
+        raise KeyboardInterrupt
+
+    class Stopping(FakeTrials):
+        def run(self, overrides: Any, *, number: int, **more: Any) -> Any:
+            if number == 1:
+                raise KeyboardInterrupt
+            return super().run(overrides, number=number, **more)
+
+    with pytest.raises(KeyboardInterrupt):  # after a trial was told
+        run_search(found, functools.partial(fake_trials, tmp_path, 0.0), say=stop)
+    with pytest.raises(KeyboardInterrupt):  # while a trial runs
+        search_with(found, Stopping(tmp_path, 0.0))
+    states = [trial.state for trial in found.open().trials()]
+    assert states == [STATES.COMPLETE, STATES.FAIL, STATES.WAITING]
+    assert (search(found).finished, search(found).lost) == (3, 1)
 
 
 def test_a_worker_without_its_parent_ends(tmp_path: Path) -> None:
