@@ -91,7 +91,7 @@ class Tail:
         frame: the cells.
         stream: (cells, width) what the layer gave there, unedited.
         last: (batch, length, width) what the last block gives, unedited.
-        kept: per block, keys and values everywhere, unedited: (batch, keys, length, head width).
+        kept: per block, keys and values everywhere, unedited: (batch * keys, length, head width).
     """
 
     blocks: tuple[Block, ...]
@@ -123,7 +123,7 @@ class Tail:
             frame=self.frame.rows(keep),
             stream=self.stream[keep[self.frame.row]],
             last=self.last[keep],
-            kept=tuple((key[keep], value[keep]) for key, value in self.kept),
+            kept=tuple((_rows(key, keep), _rows(value, keep)) for key, value in self.kept),
         )
 
 
@@ -175,22 +175,22 @@ def tail_of(
         return None
     everything = torch.ones(stream.shape[:2], dtype=torch.bool, device=stream.device)
     row, column = everything.nonzero(as_tuple=True)
-    whole = _frame(Cells(row, column, everything.flatten()), given[-1], stream)
+    whole = _frame(Cells(row, column, everything.flatten()), given[-1], stream, blocks[0])
     states, kept = stream.flatten(0, 1), []
     with torch.no_grad():
         for block in blocks:
-            empty = stream.new_empty(len(stream), block.keys, length, whole.cos.shape[-1])
+            empty = stream.new_empty(len(stream) * block.keys, length, whole.cos.shape[-1])
             states, notes = block.answer(states, whole, (empty, empty), last=False)
             kept.append((notes.k, notes.v))
         real = whole.mask[:, 0, 0, -1] > _never(stream)  # padding sees nothing, and nothing sees it
         if not _same(states.view_as(end)[real], end[real]):
             return None
-    frame = _frame(cells, given[-1], stream)
+    frame = _frame(cells, given[-1], stream, blocks[0])
     return Tail(blocks, frame, stream[cells.row, cells.column], end, tuple(kept))
 
 
-def _frame(cells: Cells, around: Surroundings, stream: Tensor) -> Frame:
-    """Where cells stand in a batch with the stream (batch, length, width)."""
+def _frame(cells: Cells, around: Surroundings, stream: Tensor, block: Block) -> Frame:
+    """Where cells stand in a batch with the stream (batch, length, width), in blocks like this one."""
     batch, length = stream.shape[:2]
     half = around.sin.shape[-1] // 2
     signed = torch.cat([-around.sin[..., :half], around.sin[..., half:]], dim=-1)
@@ -203,12 +203,17 @@ def _frame(cells: Cells, around: Surroundings, stream: Tensor) -> Frame:
         mask = torch.zeros(mask.shape, dtype=stream.dtype, device=mask.device).masked_fill(~mask, never)
     start = int(cells.column.min())
     mask = mask.clamp_min(never).expand(batch, 1, length, length)[:, :, None, start:]
-    return Frame(*at, cells.seen.nonzero().flatten(), start, cos, sin, mask)
+    return Frame(*at, cells.seen.nonzero().flatten(), start, cos, sin, mask, block.heads, block.keys)
 
 
 def _never(stream: Tensor) -> float:
     """The score of what is not to be seen; finite, so that padding, which sees nothing, holds numbers."""
     return torch.finfo(stream.dtype).min / 2
+
+
+def _rows(states: Tensor, keep: Tensor) -> Tensor:
+    """Some rows of states (batch * keys, ...)."""
+    return states.view(len(keep), -1, *states.shape[1:])[keep].flatten(0, 1)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -222,7 +227,8 @@ def _blocks(modules: Sequence[nn.Module], device: torch.device) -> tuple[Block, 
     if not modules or not all(_plain(module, device) for module in modules):
         return None
     size = sum(parameter.numel() for module in modules for parameter in module.parameters())
-    return tuple(Block.of(module, fused=size <= FUSED) for module in modules)
+    blocks = tuple(Block.of(module, fused=size <= FUSED) for module in modules)
+    return blocks if len({(block.heads, block.keys) for block in blocks}) == 1 else None
 
 
 def _plain(block: nn.Module, device: torch.device) -> bool:

@@ -13,7 +13,8 @@ nothing of facts, values or models.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from functools import cached_property
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ class Frame:
         start: the lowest column among them.
         cos, sin: (cells, 1, head width), the sine signed for a roll.
         mask: (batch, 1, 1, length - start, length), added to scores; 0 or a very negative number.
+        heads, keys: numbers of query heads, and of key heads.
     """
 
     row: Tensor
@@ -42,6 +44,8 @@ class Frame:
     cos: Tensor
     sin: Tensor
     mask: Tensor
+    heads: int
+    keys: int
 
     def rows(self, keep: Tensor) -> Frame:
         """That of the rows for which `keep` (batch,) is True, numbered anew."""
@@ -57,14 +61,33 @@ class Frame:
             mask=self.mask[keep],
         )
 
-    @property
+    @cached_property
     def seen(self) -> tuple[Tensor, Tensor]:
         """Rows and columns of the cells that the last block goes on with."""
         return self.row[self.end], self.column[self.end]
 
+    @cached_property
+    def of_keys(self) -> Tensor:
+        """(cells * keys,) where their keys stand among those of all columns, as `Block` lays them out."""
+        first = (self.row * self.keys)[:, None] + torch.arange(self.keys, device=self.row.device)
+        return (first * self.mask.shape[-1] + self.column[:, None]).flatten()
 
-@dataclass(frozen=True)
-class Notes:
+    @cached_property
+    def of_queries(self) -> Tensor:
+        """(cells * heads,) where their queries stand among those of all columns from `start` on."""
+        return self._queries(self.row, self.column)
+
+    @cached_property
+    def of_seen(self) -> Tensor:
+        """(seen * heads,), likewise."""
+        return self._queries(*self.seen)
+
+    def _queries(self, row: Tensor, column: Tensor) -> Tensor:
+        first = (row * self.heads)[:, None] + torch.arange(self.heads, device=row.device)
+        return (first * self.mask.shape[-2] + (column - self.start)[:, None]).flatten()
+
+
+class Notes(NamedTuple):
     """What a block's slope needs of its answer; see `Block.answer` for the names."""
 
     x: Tensor
@@ -125,14 +148,6 @@ class Block:
             scale=float(attention.scaling),
         )
 
-    def read(self, x: Tensor, frame: Frame) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of each cell: r (cells, 1), then its query (cells, heads, head width), key and value."""
-        normed, r = _norm(x, *self.norm)
-        states = _linear(normed, self.taken).view(len(x), self.heads + 2 * self.keys, -1)
-        turned, value = states[:, : self.heads + self.keys], states[:, self.heads + self.keys :]
-        turned = torch.addcmul(turned * frame.cos, turned.roll(turned.shape[-1] // 2, -1), frame.sin)
-        return r, turned[:, : self.heads], turned[:, self.heads :], value
-
     def answer(
         self, x: Tensor, frame: Frame, kept: tuple[Tensor, Tensor], *, last: bool
     ) -> tuple[Tensor, Notes]:
@@ -141,24 +156,28 @@ class Block:
         Args:
             x: (cells, width).
             frame: of the cells.
-            kept: keys and values of all columns, (batch, keys, length, head width); those of the
-                cells are computed anew.
+            kept: keys and values of all columns, (batch * keys, length, head width); those of the cells
+                are computed anew.
             last: go on with `frame.end` alone.
 
         Returns:
             (cells or seen, width), and what `slope` needs.
         """
-        r, query, key, value = self.read(x, frame)
-        k, v = (old.clone() for old in kept)
-        k[frame.row, :, frame.column], v[frame.row, :, frame.column] = key, value
-        row, column, y = frame.row, frame.column, x
+        normed, r = _norm(x, *self.norm)
+        states = _linear(normed, self.taken).view(len(x), self.heads + 2 * self.keys, -1)
+        turned, value = states[:, : self.heads + self.keys], states[:, self.heads + self.keys :]
+        turned = torch.addcmul(turned * frame.cos, turned.roll(turned.shape[-1] // 2, -1), frame.sin)
+        query, key = turned[:, : self.heads], turned[:, self.heads :]
+        k, v = (_put(old, frame.of_keys, new) for old, new in zip(kept, (key, value), strict=True))
+        at, y = frame.of_queries, x
         if last:
-            row, column, query, y = (part[frame.end] for part in (row, column, query, x))
-        q = self._spread(query, frame, row, column)
-        scores = q @ k.flatten(0, 1).transpose(1, 2) * self.scale
-        p = (self._wide(scores, frame) + frame.mask).softmax(-1).flatten(2, 3).flatten(0, 1)
-        seen = self._wide(p @ v.flatten(0, 1), frame)[row, :, :, column - frame.start].flatten(1)
-        y = y + functional.linear(seen, *self.out)
+            at, query, y = frame.of_seen, query[frame.end], x[frame.end]
+        q = self._spread(query, frame, at)
+        scores = (q @ k.transpose(1, 2) * self.scale).view(
+            len(frame.mask), self.keys, -1, *frame.mask.shape[-2:]
+        )
+        p = (scores + frame.mask).softmax(-1).view(len(q), q.shape[1], -1)
+        y = y + functional.linear(_taken(p @ v, at).view(len(y), -1), *self.out)
         normed, s = _norm(y, *self.second_norm)
         gate, up = _halves(normed, self.gated)
         z = y + functional.linear(functional.silu(gate) * up, *self.down)
@@ -166,24 +185,20 @@ class Block:
 
     def slope(self, dz: Tensor, frame: Frame, notes: Notes, *, last: bool) -> Tensor:
         """d loss / d x, from d loss / d z: (cells, width)."""
-        n, row, column = notes, frame.row, frame.column
-        if last:
-            row, column = frame.seen
+        n, cells, at = notes, len(notes.x), frame.of_seen if last else frame.of_queries
         inner = dz @ self.down[0]
         d_gate = torch.ops.aten.silu_backward(inner * n.up, n.gate)
         d_up = inner * functional.silu(n.gate)
         dy = dz + _norm_slope(_linear_slope([d_gate, d_up], self.gated), n.y, n.s, self.second_norm[0])
-        d_seen = self._spread((dy @ self.out[0]).view(len(dy), self.heads, -1), frame, row, column)
-        dp = d_seen @ n.v.flatten(0, 1).transpose(1, 2) * n.p
+        d_seen = self._spread(dy @ self.out[0], frame, at)
+        dp = d_seen @ n.v.transpose(1, 2) * n.p
         d_scores = torch.addcmul(dp, n.p, dp.sum(-1, keepdim=True), value=-1) * self.scale
-        at = (frame.row, slice(None), frame.column)
-        dk = (d_scores.transpose(1, 2) @ n.q).view_as(n.k)[at]
-        dv = (n.p.transpose(1, 2) @ d_seen).view_as(n.v)[at]
-        dq = self._wide(d_scores @ n.k.flatten(0, 1), frame)[row, :, :, column - frame.start]
-        dq = dq.flatten(1, 2)
+        dk = _taken(d_scores.transpose(1, 2) @ n.q, frame.of_keys).view(cells, self.keys, -1)
+        dv = _taken(n.p.transpose(1, 2) @ d_seen, frame.of_keys).view(cells, self.keys, -1)
+        dq = _taken(d_scores @ n.k, at).view(len(dz), self.heads, -1)
         if last:
-            dq = dq.new_zeros(len(n.x), *dq.shape[1:]).index_copy(0, frame.end, dq)
-            dy = torch.zeros_like(n.x).index_copy(0, frame.end, dy)
+            dq = dq.new_zeros(cells, *dq.shape[1:]).index_copy_(0, frame.end, dq)
+            dy = torch.zeros_like(n.x).index_copy_(0, frame.end, dy)
         turned = torch.cat([dq, dk], dim=1)
         turned = torch.addcmul((turned * frame.sin).roll(-(turned.shape[-1] // 2), -1), turned, frame.cos)
         if len(self.taken) == 1:
@@ -192,19 +207,23 @@ class Block:
             parts = [part.flatten(1) for part in (turned[:, : self.heads], turned[:, self.heads :], dv)]
         return dy + _norm_slope(_linear_slope(parts, self.taken), n.x, n.r, self.norm[0])
 
-    def _spread(self, states: Tensor, frame: Frame, row: Tensor, column: Tensor) -> Tensor:
-        """Cells' heads where attention has them, 0 elsewhere: (batch * keys, group * columns, head width)."""
-        batch, columns, width = len(frame.mask), frame.mask.shape[-2], states.shape[-1]
-        group = self.heads // self.keys
-        placed = states.new_zeros(batch, self.keys, group, columns, width)
-        placed[row, :, :, column - frame.start] = states.view(len(states), self.keys, group, width)
-        return placed.view(batch * self.keys, group * columns, width)
+    def _spread(self, states: Tensor, frame: Frame, at: Tensor) -> Tensor:
+        """Cells' heads where attention has them, else 0: (batch * keys, group * columns, head width)."""
+        states = states.reshape(len(at), -1)
+        size, width = len(frame.mask) * self.heads * frame.mask.shape[-2], states.shape[-1]
+        placed = states.new_zeros(size, width).index_copy_(0, at, states)
+        return placed.view(len(frame.mask) * self.keys, -1, width)
 
-    def _wide(self, states: Tensor, frame: Frame) -> Tensor:
-        """(batch * keys, group * columns, n) as (batch, keys, group, columns, n)."""
-        return states.view(
-            len(frame.mask), self.keys, self.heads // self.keys, frame.mask.shape[-2], states.shape[-1]
-        )
+
+def _put(old: Tensor, at: Tensor, new: Tensor) -> Tensor:
+    """`old` (..., n) with the rows `at` of its flattened form replaced."""
+    width = old.shape[-1]
+    return old.view(-1, width).index_copy(0, at, new.reshape(-1, width)).view_as(old)
+
+
+def _taken(states: Tensor, at: Tensor) -> Tensor:
+    """The rows `at` of states (..., n) in their flattened form: (at, n)."""
+    return states.view(-1, states.shape[-1]).index_select(0, at)
 
 
 def _laid(norm: Any, layers: tuple[nn.Linear, ...], fused: bool) -> tuple[tuple[Tensor | None, float], Parts]:
