@@ -31,8 +31,7 @@ from gapeval_lab.study_settings import Grid, Search
 from gapeval_lab.tracking_stop import Stopped, sigterm_raises
 from gapeval_lab.tracking_store import file_lock
 from gapeval_lab.trials_recipe import recipe_of_test
-from gapeval_lab.trials_types import Trials
-from gapeval_lab.validation import did_you_mean
+from gapeval_lab.trials_types import TrialFailed, Trials, no_such_metric
 
 Make = Callable[[], AbstractContextManager[Trials]]
 """Loads the model and gives what runs trials; called once per process, picklable for several."""
@@ -122,8 +121,7 @@ def check_metrics(section: Search, known: frozenset[str]) -> None:
     """
     for key, name in section.needs():
         if name not in known:
-            hint = did_you_mean(name, known) or f" (there are: {', '.join(sorted(known))})"
-            raise UserError(f"{key}: no trial of this recipe logs '{name}'{hint}")
+            raise no_such_metric(key, name, known)
 
 
 def _join(plan: Plan, make: Make, say: Say) -> None:
@@ -182,7 +180,7 @@ def _one(study: SearchStudy, trials: Trials, taken: Taken) -> str | None:
             report=functools.partial(study.report, taken),
             retry_of=taken.retry_of,
         )
-    except UserError as error:  # a combination that the recipe or the model refuses
+    except TrialFailed as error:  # a combination that the recipe or the model refuses
         return study.fail(taken, str(error))
     return study.finish(taken, result)
 

@@ -15,14 +15,13 @@ import json
 from collections.abc import Collection, Iterator
 
 from gapeval_lab.bench import Bench, load_bench
-from gapeval_lab.errors import UserError
 from gapeval_lab.recipe import LoadedRecipe, flatten
 from gapeval_lab.run import OnProgress
 from gapeval_lab.splits import marked
 from gapeval_lab.tracking import Store, experiment_name
 from gapeval_lab.tracking_study import study_run
 from gapeval_lab.trials_recipe import check_recipe, recipe_of_trial
-from gapeval_lab.trials_types import Report, TestResult, TrialFailed, TrialResult, Trials
+from gapeval_lab.trials_types import Report, TestResult, TrialFailed, TrialResult, Trials, no_such_metric
 
 __all__ = ["Report", "TestResult", "TrialFailed", "TrialResult", "Trials", "open_trials"]
 
@@ -57,11 +56,8 @@ def open_trials(
     check_recipe(loaded, searched)
     bench = load_bench(recipe_of_trial(loaded, {}, needs=needs))
     known = metric_names(bench)
-    if strange := sorted(set(needs) - known):
-        raise UserError(
-            f"search: {', '.join(strange)}: no metric of a trial of this recipe; there are "
-            f"{', '.join(sorted(known))}"
-        )
+    for name in sorted(set(needs) - known):
+        raise no_such_metric("search", name, known)
     notes = _notes(bench)
     with study_run(
         store,

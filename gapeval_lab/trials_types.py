@@ -1,6 +1,6 @@
 """What a search and its trials say to each other."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from gapeval_lab.errors import UserError
 from gapeval_lab.gap.records import Estimate
 from gapeval_lab.recipe import LoadedRecipe
+from gapeval_lab.validation import did_you_mean
 
 Report = Callable[[Mapping[str, float], int], bool]
 """`report(metrics_so_far, step)`: called after each measured part; True means: stop here (pruned).
@@ -25,6 +26,12 @@ class TrialFailed(UserError):
         """What happened, in which MLflow run."""
         super().__init__(message)
         self.run_id = run_id
+
+
+def no_such_metric(where: str, name: str, known: Collection[str]) -> UserError:
+    """What to say of a metric that no trial will have; `where` is the field that names it."""
+    hint = did_you_mean(name, known) or f" (there are: {', '.join(sorted(known))})"
+    return UserError(f"{where}: no trial of this recipe logs '{name}'{hint}")
 
 
 @dataclass(frozen=True)

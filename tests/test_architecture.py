@@ -84,11 +84,11 @@ ARROWS: dict[str, set[str]] = {
     "trials": {
         *("bench", "evaluate", "recipe", "delta", "gap", "outcome", "quality", "fact_files", "splits"),
         *("emergence", "fitting", "measuring", "recording", "run", "tracked_run", "tracking"),
-        *("interfaces", "items", "errors", "files"),
+        *("interfaces", "items", "errors", "files", "validation"),
     },
     "search": {
         *("trials", "tracking", "recipe", "space", "study_settings", "gap"),
-        *("errors", "files", "validation"),
+        *("errors", "files"),
     },
     "fitting": {"bench", "delta", "emergence", "files", "interfaces", "lessons", "outcome"},
     "repeats": {"gap", "outcome"},

@@ -26,6 +26,7 @@ from gapeval_lab.search_report import Summary
 from gapeval_lab.search_storage import open_place
 from gapeval_lab.search_study import TRIES, SearchStudy, working
 from gapeval_lab.search_workers import RESPAWNS, THREADS, WorkerFailed, crew, shared_threads
+from gapeval_lab.trials_types import TrialFailed
 
 STATES = optuna.trial.TrialState
 
@@ -138,12 +139,23 @@ def test_what_cannot_be_run_has_no_value_but_its_place(tmp_path: Path) -> None:
     class Choosy(FakeTrials):
         def run(self, overrides: Any, **more: Any) -> Any:
             if overrides["intervention.steps"] > 6:
-                raise UserError("steps: too many for this model")
+                raise TrialFailed("steps: too many for this model", "run")
             return super().run(overrides, **more)
 
     summary = search_with(plan(tmp_path, trials=12), Choosy(tmp_path, 0.0))
     assert summary.failed > 0 and summary.finished + summary.failed == 12
     assert set(summary.reasons.values()) == {"steps: too many for this model"}
+
+
+def test_what_breaks_every_trial_ends_the_search_and_costs_no_place(tmp_path: Path) -> None:
+    class Broken(FakeTrials):
+        def run(self, overrides: Any, **more: Any) -> Any:
+            raise UserError("MLFLOW_TRACKING_URI: nothing answers")
+
+    with pytest.raises(UserError, match="nothing answers"):
+        search_with(plan(tmp_path, trials=3), Broken(tmp_path, 0.0))
+    summary = search_with(plan(tmp_path, trials=3), FakeTrials(tmp_path, 0.0))
+    assert summary.finished == 3
 
 
 def test_a_goal_that_was_not_measured_is_no_value(tmp_path: Path) -> None:

@@ -423,7 +423,10 @@ def test_a_goal_keeps_what_it_needs(opened: Opened) -> None:
         result = go(trials)
     assert kept.controls.placebo and not kept.controls.identity and kept.evaluation.replicates == 50
     assert {"placebo/gap_score", "low/understanding"} <= set(result.metrics)
-    with pytest.raises(UserError, match="edit/relibility/text: no metric of a trial"):
+    with pytest.raises(
+        UserError,
+        match="no trial of this recipe logs 'edit/relibility/text'; did you mean 'edit/reliability/text'",
+    ):
         opened(study="typo", needs=["edit/relibility/text"]).__enter__()
 
 
