@@ -108,6 +108,18 @@ def test_losses_and_slopes_are_the_models_own(
     torch.testing.assert_close(quick, plain, rtol=1e-4, atol=1e-5)
 
 
+def test_sixteen_bits_differ_by_their_rounding() -> None:
+    umm = model_of("grouped")
+    umm.model.to(torch.bfloat16)
+    delta = 10 * torch.randn(2, 1, HIDDEN, generator=torch.Generator().manual_seed(1))
+    with left_as_found(umm.model):
+        rows = rows_of(umm, requests(0, 3))
+        assert rows.tail is not None
+        quick, plain = loss_and_slope(rows, delta), loss_and_slope(rows.as_it_is(), delta)
+    torch.testing.assert_close(quick[0], plain[0], rtol=3e-2, atol=3e-2)
+    assert torch.cosine_similarity(quick[1].flatten(), plain[1].flatten(), dim=0) > 0.98
+
+
 def test_only_what_changes_and_is_looked_at_is_computed() -> None:
     umm = model_of("llama")
     with left_as_found(umm.model):
