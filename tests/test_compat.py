@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from tiny_lm import TEXTS, TinyUMM, fact, tiny_umm
+from tiny_lm import TEXTS, TinyUMM, fact, second_moment, tiny_umm
 
 from gapeval_lab.delta import WeightDelta
 from gapeval_lab.interventions.compat import EASYEDIT, Compat
 from gapeval_lab.interventions.lookup import token_positions
-from gapeval_lab.interventions.moments import SecondMoment, second_moment
+from gapeval_lab.interventions.moments import SecondMoment
 from gapeval_lab.interventions.r_rome import RRome
 from gapeval_lab.interventions.request import ValueRequest, value_request
 from gapeval_lab.interventions.rome import Rome, subject_key, update_direction

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from engines import embedded, world
+from tiny_lm import second_moment
 
 from gapeval_lab.benchmarks.tinyworld import TinyWorld
 from gapeval_lab.errors import UserError
@@ -15,7 +16,6 @@ from gapeval_lab.facts import read_facts
 from gapeval_lab.interfaces import Training
 from gapeval_lab.interventions.editing import requests_of, value_settings
 from gapeval_lab.interventions.memit import Memit
-from gapeval_lab.interventions.moments import second_moment
 from gapeval_lab.interventions.rome import Rome
 from gapeval_lab.interventions.rows import places
 from gapeval_lab.interventions.trace import left_as_found

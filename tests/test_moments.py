@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_lm import TEXTS, TinyUMM, tiny_umm
+from tiny_lm import TEXTS, TinyUMM, second_moment, tiny_umm
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import Backbone
-from gapeval_lab.interventions.moments import SecondMoment, default_cache, second_moment
+from gapeval_lab.interventions.moments import SecondMoment, default_cache
 
 PATH = "model.layers.1.mlp.down_proj"
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from tiny_lm import TEXTS, TinyUMM, fact, question, tiny_umm, weights
+from tiny_lm import TEXTS, TinyUMM, fact, question, second_moment, tiny_umm, weights
 
 from gapeval_lab.delta import LowRank, WeightDelta
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import Backbone
-from gapeval_lab.interventions.moments import SecondMoment, second_moment
+from gapeval_lab.interventions.moments import SecondMoment
 from gapeval_lab.interventions.request import ValueRequest, value_request
 from gapeval_lab.interventions.rome import Rome, update_direction
 from gapeval_lab.interventions.trace import changing, inputs_at, left_as_found, reading

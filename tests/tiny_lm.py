@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from gapeval_lab.interfaces import Backbone, Encoded, Sites
+from gapeval_lab.interventions.moments import SecondMoment, second_moments
 from gapeval_lab.items import Direction, Example, Fact, Item, Prompt
 
 TITLES = ("old", "little", "lord", "aunt")
@@ -271,3 +272,8 @@ def tiny_umm(kind: str = "llama", *, steps: int = 0) -> TinyUMM:
 def weights(root: nn.Module) -> dict[str, Tensor]:
     """A copy of every tensor, to compare bit by bit."""
     return {name: tensor.detach().clone() for name, tensor in root.state_dict().items()}
+
+
+def second_moment(backbone: Backbone, path: str, texts: Sequence[str], **more: Any) -> SecondMoment:
+    """`second_moments` of one module."""
+    return second_moments(backbone, [path], texts, **more)[path]

@@ -93,24 +93,6 @@ def default_cache() -> Path:
     return Path(place).expanduser() if place else Path.home() / ".cache" / "gapeval_lab"
 
 
-def second_moment(
-    backbone: Backbone,
-    path: str,
-    texts: Sequence[str],
-    *,
-    limit: int,
-    seed: int,
-    cache: Path | None = None,
-    batch: int = 64,
-    drawn: Sequence[Example] = (),
-) -> SecondMoment:
-    """`second_moments` of one module."""
-    found = second_moments(
-        backbone, [path], texts, limit=limit, seed=seed, cache=cache, batch=batch, drawn=drawn
-    )
-    return found[path]
-
-
 def second_moments(
     backbone: Backbone,
     paths: Sequence[str],
