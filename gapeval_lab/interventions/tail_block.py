@@ -172,10 +172,8 @@ class Block:
         at, y = frame.of_queries, x
         if last:
             at, query, y = frame.of_seen, query[frame.end], x[frame.end]
-        q = self._spread(query, frame, at)
-        scores = (q @ k.transpose(1, 2) * self.scale).view(
-            len(frame.mask), self.keys, -1, *frame.mask.shape[-2:]
-        )
+        q = self._spread(query * self.scale, frame, at)  # scaled first: 16 bits hold no large scores
+        scores = (q @ k.transpose(1, 2)).view(len(frame.mask), self.keys, -1, *frame.mask.shape[-2:])
         p = (scores + frame.mask).softmax(-1).view(len(q), q.shape[1], -1)
         y = y + functional.linear(_taken(p @ v, at).view(len(y), -1), *self.out)
         normed, s = _norm(y, *self.second_norm)
@@ -192,10 +190,10 @@ class Block:
         dy = dz + _norm_slope(_linear_slope([d_gate, d_up], self.gated), n.y, n.s, self.second_norm[0])
         d_seen = self._spread(dy @ self.out[0], frame, at)
         dp = d_seen @ n.v.transpose(1, 2) * n.p
-        d_scores = torch.addcmul(dp, n.p, dp.sum(-1, keepdim=True), value=-1) * self.scale
+        d_scores = torch.addcmul(dp, n.p, dp.sum(-1, keepdim=True), value=-1)
         dk = _taken(d_scores.transpose(1, 2) @ n.q, frame.of_keys).view(cells, self.keys, -1)
         dv = _taken(n.p.transpose(1, 2) @ d_seen, frame.of_keys).view(cells, self.keys, -1)
-        dq = _taken(d_scores @ n.k, at).view(len(dz), self.heads, -1)
+        dq = _taken(d_scores @ n.k, at).view(len(dz), self.heads, -1) * self.scale
         if last:
             dq = dq.new_zeros(cells, *dq.shape[1:]).index_copy_(0, frame.end, dq)
             dy = torch.zeros_like(n.x).index_copy_(0, frame.end, dy)
