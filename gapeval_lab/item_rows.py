@@ -69,8 +69,7 @@ def reasoned_rows(
                 verdict = evaluation.verdicts[item.id, Direction.GENERATION]
                 name = f"pictures/{protocol}/{phase}/{_file_name(item.id)}.png"
                 if response.image is not None:
-                    (work / name).parent.mkdir(parents=True, exist_ok=True)
-                    (work / name).write_bytes(png_bytes(response.image))
+                    _write(work / name, response.image)
                 drawn[protocol] = DrawnBy(
                     prompt=prompts.get(protocol, {}).get(item.id, item.generate.text),
                     correct=verdict.correct,

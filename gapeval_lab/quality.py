@@ -227,11 +227,13 @@ def _protocols(
         cells, over = {}, {}
         for name in QUALITIES:
             first, later = _drawn_shares(name, asked[name], was[protocol], now[protocol])
+            if protocol == DIRECT:  # it comes first
+                direct[name] = later
             cell = _cell(first, later, sum(map(len, asked[name])))
             if cell is not None:
                 cells[name] = cell
-                paired = _difference(later, direct.setdefault(name, later), seed=seed)
-                if protocol != DIRECT and paired is not None:
+                paired = None if protocol == DIRECT else _difference(later, direct[name], seed=seed)
+                if paired is not None:
                     over[name] = paired
         written = ids if protocol == DIRECT else after.reasoned.prompts[protocol].keys()
         found.append(

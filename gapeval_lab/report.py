@@ -304,8 +304,11 @@ def draw_repeats(outcomes: Sequence[Outcome]) -> Table:
     return draw_rows(f"Over {len(outcomes)} seeds", ("mean [95 %]", "runs"), rows)
 
 
+SHIFTS = ("gap shift", "understanding shift", "generation shift", "lag at ")
+
+
 def _over_seeds(name: str, estimate: Estimate, runs: int) -> str:
-    sign = any(word in name for word in ("shift", "lag", "over direct"))
+    sign = name.startswith(SHIFTS) or name.endswith(" over direct")
     if runs > 1:
         return spread(estimate, sign=sign)
     return signed(estimate.value) if sign else f"{estimate.value:.3f}"

@@ -239,7 +239,7 @@ def reasoned(outcome: Outcome) -> Table | None:
     if not outcome.reasoned:
         return None
     protocols = list(outcome.reasoned[0].drawn)
-    columns = ("fact", "probe", "state", "written", *protocols)
+    columns = ("fact", "probe", "state", "written", *(f"verdict_{name}" for name in protocols))
     columns += tuple(f"{what}_{name}" for name in protocols for what in ("prompt", "why", "picture"))
     rows: list[list[Any]] = []
     for row in outcome.reasoned:

@@ -290,6 +290,22 @@ def test_protocols_are_counted_beside_drawing_directly_on_the_same_probes() -> N
     assert [p.unwritten for p in last] == [0, 6, 6]
 
 
+def test_where_drawing_directly_was_not_scored_nothing_is_compared_with_it() -> None:
+    settings, facts = Reasoning(questions=("{subject} ?",)), [make_fact()]
+
+    def unscored(*, right: Sequence[str]) -> ProbeState:
+        known = state(settings, facts, tell="new", right=right, direct=[])
+        judge = ScriptedJudge(lambda item, response: None)
+        return replace(known, evaluation=evaluate(Sketcher("new").umm, probes(facts), judge=judge, seed=0))
+
+    quality = edit_quality(facts, unscored(right=[]), unscored(right=["zor.edit.0"]), edited="text", seed=0)
+    direct, *others = quality.protocols
+    assert direct.cells == {}
+    for protocol in others:
+        assert protocol.cells["reliability"].after.value == 1.0
+        assert protocol.over_direct == {}
+
+
 def test_facts_of_a_unike_file_are_written_about_and_drawn() -> None:
     """Its drawing prompts are its own; pictures that the exact judge cannot read are not scored."""
     file = Path(__file__).parent / "data" / "fact_files" / "unike.json"

@@ -23,6 +23,7 @@ from gapeval_lab.interventions import tail as tails
 from gapeval_lab.interventions.compat import Compat
 from gapeval_lab.interventions.request import ValueRequest, value_request
 from gapeval_lab.interventions.rows import places
+from gapeval_lab.interventions.tail_block import _norm, _norm_slope
 from gapeval_lab.interventions.trace import left_as_found
 from gapeval_lab.interventions.value_rows import TextRows, text_rows
 from gapeval_lab.interventions.values import ValueSettings, optimise_values
@@ -61,6 +62,8 @@ def model_of(kind: str, **changes: Any) -> TinyUMM:
     for name, parameter in made.named_parameters():
         if parameter.dim() > 1 or "bias" in name:
             nn.init.normal_(parameter, std=0.4)
+        else:
+            nn.init.uniform_(parameter, 0.3, 2.0)
     return TinyUMM(made.eval(), SITES, tokenizer)
 
 
@@ -98,7 +101,7 @@ def test_losses_and_slopes_are_the_models_own(
 ) -> None:
     monkeypatch.setattr(tails, "FUSED", 10**9 if fused else 0)
     umm = model_of(kind)
-    delta = 10 * torch.randn(2, 1, HIDDEN, generator=torch.Generator().manual_seed(1))
+    delta = 100 * torch.randn(2, 1, HIDDEN, generator=torch.Generator().manual_seed(1))
     with left_as_found(umm.model):
         rows = rows_of(umm, requests(0, 3), site=site, layer=layer)
         assert rows.tail is not None
@@ -199,6 +202,11 @@ def test_a_wrapped_or_hooked_or_replaced_part_is_left_alone() -> None:
     part = wrapped.model.get_submodule("model.layers.2.self_attn")
     part.o_proj = nn.Sequential(part.o_proj)
     without_tail(wrapped)
+    below = model_of("llama")
+    below.model.get_submodule("model.layers.0.mlp").register_forward_hook(
+        lambda module, given, output: output / 2
+    )
+    without_tail(below)
     hooked = model_of("llama")
     hooked.model.get_submodule("model.layers.1.mlp.up_proj").register_forward_hook(lambda *given: None)
     without_tail(hooked)
@@ -230,3 +238,32 @@ def test_a_value_in_attention_gets_no_tail() -> None:
     with left_as_found(umm.model):
         assert rows_of(umm, requests(0), site="attn_out").tail is None
         assert rows_of(umm, requests(0)).tail is not None
+
+
+def test_a_head_that_is_more_than_norm_and_weights_is_noticed_at_the_first_loss() -> None:
+    umm = tiny_umm(steps=60)
+    backbone, asked = umm.backbone(), requests(0, 3)
+
+    def found(*, plain: bool, halved: bool) -> list[Tensor]:
+        templates = {k: v for k, v in backbone.sites.templates.items() if not plain or k != "block"}
+        given = replace(backbone, sites=replace(backbone.sites, templates=templates))
+        if halved:
+            given = replace(given, logits=lambda encoded: 0.5 * backbone.logits(encoded))
+        with left_as_found(backbone.root):
+            values = optimise_values(given, asked, sites=["mlp_down"], layer=0, settings=SETTINGS)
+        return [value.delta for value in values]
+
+    whole = found(plain=True, halved=True)
+    torch.testing.assert_close(found(plain=False, halved=True), whole, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(whole[0], found(plain=True, halved=False)[0], rtol=1e-2)
+
+
+def test_one_large_number_does_not_overflow_sixteen_bits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, slope = (torch.randn(3, 64, generator=generator).half() for _ in range(2))
+    x[:, 0], slope[:, 0] = 2000.0, 40.0
+    wide = x.double().requires_grad_()
+    exact = torch.autograd.grad(_norm(wide, None, 1e-6)[0], wide, slope.double())[0]
+    found = _norm_slope(slope, x, _norm(x, None, 1e-6)[1], None)
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found.double(), exact, rtol=1e-2, atol=1e-6)

@@ -277,7 +277,7 @@ def test_what_was_measured_while_training_is_named_by_the_intervention(outcome) 
 
 
 def test_protocols_are_metrics_beside_the_sides_and_a_table_of_what_was_written(outcome) -> None:
-    plain, found = tracking_values.scalars(outcome), tracking_values.scalars(with_protocols(outcome))
+    plain, found = tracking_scalars.scalars(outcome), tracking_scalars.scalars(with_protocols(outcome))
     assert {key: value for key, value in found.items() if key not in plain} == {
         "edit/reliability/whole": 0.9,
         "edit/locality/whole": 0.8,
@@ -292,7 +292,7 @@ def test_protocols_are_metrics_beside_the_sides_and_a_table_of_what_was_written(
     assert shares.rows[0][-3:] == [None, None, None], "drawing directly is not compared with itself"
     assert table.path == "tables/9_drawn_from_text.json"
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-    assert [(row["state"], row["written"], row["direct"], row["whole"]) for row in rows] == [
+    assert [(row["state"], row["written"], row["verdict_direct"], row["verdict_whole"]) for row in rows] == [
         ("before", "it is red", "wrong", "wrong"),
         ("after", "it is blue", "wrong", "right"),
     ]

@@ -94,8 +94,8 @@ class Rows:
     @property
     def rounding(self) -> float:
         """By how much, relatively, shortcuts may change a loss: more where a model computes in 16 bits."""
-        states = first_tensor(self.lower) if self.tail is None else self.tail.stream
-        return 1e-3 if states.dtype in (torch.float32, torch.float64) else 3e-2
+        states = self.tail.stream if self.tail else None if self.lower is None else first_tensor(self.lower)
+        return 1e-3 if states is None or states.dtype in (torch.float32, torch.float64) else 3e-2
 
     @contextmanager
     def acting(self, delta: Tensor) -> Iterator[None]:
@@ -117,8 +117,8 @@ class Rows:
         """What the last block gives at the cells seen, with delta (facts, 1, width) added."""
         row, column = tail.frame.row, tail.frame.column
         share = column == self.position[row] if self.share is None else self.share[row, column]
-        value = delta[:, 0].to(tail.stream.dtype)[self.fact[row]]
-        return tail(share[:, None].to(value.dtype) * value)
+        value = delta[:, 0][self.fact[row]]
+        return tail((share[:, None].to(value.dtype) * value).to(tail.stream.dtype))
 
     def _added(self, delta: Tensor, output: Tensor) -> Tensor:
         value = delta[self.fact].to(output.dtype)
@@ -180,6 +180,7 @@ def look(
     if ends and (cells := _cells(streams[0].tensor.shape[1], position if share is None else share, wanted)):
         tail = tail_of(
             root,
+            ends[0],
             where.blocks[where.layer + 1 :],
             given=heard[0],
             stream=streams[0].tensor,

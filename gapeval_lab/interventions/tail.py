@@ -58,9 +58,11 @@ def listening(root: nn.Module, path: str) -> Iterator[list[Surroundings]]:
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         rotary, mask = kwargs.get("position_embeddings"), kwargs.get("attention_mask")
-        fits = mask is None or (isinstance(mask, Tensor) and mask.dim() == 4)
-        if isinstance(rotary, tuple) and len(rotary) == 2 and fits and len(args) == 1:
-            found.append(Surroundings(*rotary, mask))
+        plain = mask is None or (isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[1] == 1)
+        if plain and len(args) == 1 and isinstance(rotary, tuple) and len(rotary) == 2:
+            cos, sin = rotary
+            if cos.dim() == sin.dim() == 3:
+                found.append(Surroundings(cos, sin, mask))
 
     handle = module_at(root, path).register_forward_pre_hook(before, with_kwargs=True)
     try:
@@ -146,12 +148,14 @@ class _Through(torch.autograd.Function):
         tail: Tail = ctx.tail
         highest = len(tail.blocks) - 1
         for number in range(highest, -1, -1):
-            slope = tail.blocks[number].slope(slope, tail.frame, ctx.notes[number], last=number == highest)
+            # Let go of each block's notes at once: the graph outlives its one backward pass.
+            slope = tail.blocks[number].slope(slope, tail.frame, ctx.notes.pop(), last=number == highest)
         return slope, None
 
 
 def tail_of(
     root: nn.Module,
+    path: str,
     paths: Sequence[str],
     *,
     given: Sequence[Surroundings],
@@ -163,15 +167,18 @@ def tail_of(
 
     Args:
         root: of the model.
+        path: the block of the layer; what its parts give must go on as it is.
         paths: the blocks above the layer, from the lowest on.
         given: what `listening` heard at one of them.
         stream: (batch, length, width) what the layer gave.
         end: (batch, length, width) what the last block gave.
         cells: what is to be computed, of every row something.
     """
-    blocks = _blocks([module_at(root, path) for path in paths], stream.device)
+    if not _plain(module_at(root, path), stream.device):
+        return None
+    blocks = _blocks([module_at(root, above) for above in paths], stream.device)
     length = stream.shape[1]
-    if blocks is None or not given or given[-1].cos.shape[1] != length:
+    if blocks is None or not given or given[-1].cos.shape[1:] != (length, blocks[0].width):
         return None
     everything = torch.ones(stream.shape[:2], dtype=torch.bool, device=stream.device)
     row, column = everything.nonzero(as_tuple=True)
@@ -202,7 +209,7 @@ def _frame(cells: Cells, around: Surroundings, stream: Tensor, block: Block) -> 
     if mask.dtype is torch.bool:
         mask = torch.zeros(mask.shape, dtype=stream.dtype, device=mask.device).masked_fill(~mask, never)
     start = int(cells.column.min())
-    mask = mask.clamp_min(never).expand(batch, 1, length, length)[:, :, None, start:]
+    mask = mask.clamp_min(never).to(stream.dtype).expand(batch, 1, length, length)[:, :, None, start:]
     return Frame(*at, cells.seen.nonzero().flatten(), start, cos, sin, mask, block.heads, block.keys)
 
 
@@ -248,6 +255,8 @@ def _plain(block: nn.Module, device: torch.device) -> bool:
         if any(not isinstance(getattr(norm, "variance_epsilon", None), float) for norm in norms):
             return False
     if any(parameter.device != device for parameter in block.parameters()):
+        return False
+    if not all(hasattr(block.self_attn, name) for name in ("head_dim", "scaling")):
         return False
     return not any(
         module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__

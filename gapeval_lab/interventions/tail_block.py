@@ -110,7 +110,7 @@ class Block:
         norm, second_norm: weight (None where it lies in what reads it) and eps.
         taken: what reads the normed stream: q, k and v, as one or as three.
         gated: what reads it behind the attention: gate and up, as one or as two.
-        heads, keys: numbers of query heads, and of key heads.
+        heads, keys, width: numbers of query heads and of key heads, and their width.
         scale: of the scores.
     """
 
@@ -122,6 +122,7 @@ class Block:
     down: tuple[Tensor, Tensor | None]
     heads: int
     keys: int
+    width: int
     scale: float
 
     @classmethod
@@ -145,6 +146,7 @@ class Block:
             down=(mlp.down_proj.weight, mlp.down_proj.bias),
             heads=attention.q_proj.out_features // head,
             keys=attention.k_proj.out_features // head,
+            width=head,
             scale=float(attention.scaling),
         )
 
@@ -245,9 +247,10 @@ def _norm(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]
 
 def _norm_slope(dn: Tensor, x: Tensor, r: Tensor, weight: Tensor | None) -> Tensor:
     """d loss / d x from d loss / d n: r (g - x r^2 mean(g x)),  g = dn w."""
-    g = dn if weight is None else dn * weight
-    share = (g * x).mean(-1, keepdim=True) * r.square()
-    return (torch.addcmul(g.to(r.dtype), x.to(r.dtype), share.to(r.dtype), value=-1) * r).to(x.dtype)
+    g = (dn if weight is None else dn * weight).to(r.dtype)
+    wide = x.to(r.dtype)
+    share = (g * wide).mean(-1, keepdim=True) * r.square()
+    return (torch.addcmul(g, wide, share, value=-1) * r).to(x.dtype)
 
 
 def _linear(x: Tensor, parts: Parts) -> Tensor:

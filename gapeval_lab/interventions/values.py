@@ -190,6 +190,9 @@ class _Batch:
         length = delta.norm(dim=-1) if settings.compat.decay_power == 1 else delta.square().sum(-1)
         return loss + settings.weight_decay * (length / size).sum(-1)
 
+    def _cut_short(self) -> bool:
+        return self.told.cut_short or (self.drawn is not None and self.drawn.cut_short)
+
     def _is_plain(self, loss: Tensor) -> bool:
         """Whether a loss without any delta is the unedited model's, which ran without shortcuts.
 
@@ -199,7 +202,7 @@ class _Batch:
         plain = settings.text_factor * self.told.plain
         if self.drawn is not None:
             plain = plain + settings.picture_factor * self.drawn.plain
-        allowed = self.told.rounding
+        allowed = max(rows.rounding for rows in (self.told, self.drawn) if rows is not None)
         return torch.allclose(loss, plain, rtol=allowed, atol=allowed)
 
     def optimise(self) -> list[Value]:
@@ -214,7 +217,7 @@ class _Batch:
             with torch.set_grad_enabled(step < settings.steps):
                 loss = self._loss(told, drawn, delta)
                 total = loss.sum()
-            if step == 0 and told.cut_short and not self._is_plain(loss.detach()):
+            if step == 0 and self._cut_short() and not self._is_plain(loss.detach()):
                 self.told = self.told.as_it_is()
                 self.drawn = None if self.drawn is None else self.drawn.as_it_is()
                 return self.optimise()
