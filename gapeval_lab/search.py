@@ -249,6 +249,6 @@ def trials_of(loaded: LoadedRecipe, study: str) -> Iterator[Trials]:
     store = Store.open()
     store.check()
     store.reconcile()
-    needs = {name for _, name in section.needs()}
+    needs = {name: key for key, name in reversed(section.needs())}
     with open_trials(loaded, store=store, study=study, searched=list(section.space), needs=needs) as trials:
         yield trials

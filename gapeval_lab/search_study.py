@@ -211,9 +211,11 @@ class SearchStudy:
     def _add_past(self, base: Mapping[str, Any], overrides: Mapping[str, Any], metrics: Any) -> None:
         """An earlier run as a finished trial, where it lies in the space and has every goal."""
         values = [measure.of(metrics) for measure, _ in self.section.goals()]
-        other = {path for path in overrides if path not in self.section.space}
         given = parameters(self.section, {**base, **overrides})
-        if given is None or None in values or any(overrides[path] != base.get(path) for path in other):
+        if given is None or None in values:
+            return
+        drawn = settings(self.section, given[0])  # what a trial with these parameters would run with
+        if any(value != base.get(path) for path, value in overrides.items() if path not in drawn):
             return
         trial = create_trial(
             params=given[0],

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
@@ -217,7 +217,7 @@ def check(
         else:
             inside = tuple(path.removeprefix(INTERVENTION).split("."))
             for key, value in varied.probes():
-                grounds = _grounds(space, settings, path)
+                grounds = _grounds(space, settings, path, paths=paths)
                 said = [_refusal(plugin, ground, inside, value) for ground in grounds]
                 # An error of the whole may be due to what the other settings happen to be.
                 own = next((words for words in said if words and words[1]), None)
@@ -226,18 +226,21 @@ def check(
                     yield Problem((*at, *key), f"{value!r} is refused: {words[0] if words else ''}")
 
 
-def _grounds(space: Mapping[str, Varied], settings: Mapping[str, Any], path: str) -> list[dict[str, Any]]:
+def _grounds(
+    space: Mapping[str, Varied], settings: Mapping[str, Any], path: str, *, paths: Collection[str]
+) -> list[dict[str, Any]]:
     """Settings to try a value among: the recipe's own, and the others at one and at the other end.
 
     The conditions of the path hold in all of them.
     """
-    others = [other for other in space if other != path and other.startswith(INTERVENTION)]
+    real = [one for one in paths if one.startswith(INTERVENTION)]
+    others = [other for other in space if other != path and other in real]
     grounds = []
     for end in (None, 0, -1):
         ground = copy.deepcopy(dict(settings))
         for other in others if end is not None else ():
             _put(ground, other, space[other].probes()[end or 0][1])
-        for other in space[path].when:
+        for other in (one for one in space[path].when if one in real):
             _put(ground, other, space[path].allowed(other)[0])
         grounds.append(ground)
     return grounds

@@ -30,6 +30,10 @@ ALONE = "part/"
 """What stands before a metric's name where it is estimated on the last measured part alone."""
 
 
+AT_THE_END = ("official", "placebo", "identity", "emergence", "merge_error", "delta_rank", "time", "memory")
+"""What the metrics begin with that a trial has no estimate of while it is measured."""
+
+
 class _Sampler(Strict):
     """`seed` None is the recipe's seed."""
 
@@ -222,6 +226,13 @@ class Search(Strict):
         self.limits()
         if len(self.goal) > 1 and self.pruner.use != "none":
             raise ValueError("pruner: works with a single goal; turn goals into constraints, or use none")
+        if self.warm_start and isinstance(self.pruner, Wilcoxon):
+            raise ValueError(
+                "warm_start: past runs have no parts for wilcoxon to compare; use another pruner, or false"
+            )
+        compared = self.compared().name.removeprefix(ALONE)
+        if self.pruner.use != "none" and compared.split("/")[0] in AT_THE_END:
+            raise ValueError(f"pruner: '{compared}' is not known before a trial ends; name another metric")
         if self.sampler.use == "tpe" and self.sampler.group and self.sampler.multivariate is False:
             raise ValueError("sampler: group needs multivariate; leave one of them out")
         if self.sampler.use == "grid":

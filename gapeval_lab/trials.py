@@ -12,9 +12,10 @@ its measurement after it.
 import contextlib
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
-from gapeval_lab.bench import Bench, load_bench
+from gapeval_lab.bench import Bench, hash_of_facts, load_bench
+from gapeval_lab.interfaces import ReadsFiles
 from gapeval_lab.recipe import LoadedRecipe, flatten
 from gapeval_lab.run import OnProgress
 from gapeval_lab.splits import marked
@@ -33,7 +34,7 @@ def open_trials(
     store: Store,
     study: str,
     searched: Collection[str],
-    needs: Collection[str] = (),
+    needs: Mapping[str, str] | None = None,
     on_progress: OnProgress = lambda *_: None,
 ) -> Iterator[Trials]:
     """A worker's access to the trials of a study; loads the model, finds or makes the parent run.
@@ -43,7 +44,7 @@ def open_trials(
         store: checked.
         study: the search's name.
         searched: dotted paths that trials change.
-        needs: metrics that goals and constraints name.
+        needs: metrics that goals and constraints name -> the field that names each.
         on_progress: told how far each phase of a trial is.
 
     Raises:
@@ -53,11 +54,13 @@ def open_trials(
     from gapeval_lab.trials_metrics import metric_names
     from gapeval_lab.trials_run import RecipeTrials
 
+    needs = needs or {}
     check_recipe(loaded, searched)
     bench = load_bench(recipe_of_trial(loaded, {}, needs=needs))
     known = metric_names(bench)
-    for name in sorted(set(needs) - known):
-        raise no_such_metric("search", name, known)
+    for name, key in needs.items():
+        if name not in known:
+            raise no_such_metric(key, name, known)
     notes = _notes(bench)
     with study_run(
         store,
@@ -93,7 +96,13 @@ def _key(loaded: LoadedRecipe, bench: Bench, searched: Collection[str]) -> str:
         for path, value in flatten(loaded.resolved).items()
         if path not in searched and path.split(".")[0] not in ("about", "search")
     }
-    parts = [sorted(searched), flat, bench.weights, bench.data_hash]
+    read = [
+        stage.intervention.content_hash()
+        for stage in bench.stages
+        if isinstance(stage.intervention, ReadsFiles)
+    ]
+    facts = [hash_of_facts(bench.facts), read]
+    parts = [sorted(searched), flat, bench.weights, bench.data_hash, facts]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

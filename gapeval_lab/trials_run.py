@@ -39,7 +39,7 @@ from gapeval_lab.trials_past import past_of
 from gapeval_lab.trials_recipe import recipe_of_test, recipe_of_trial
 from gapeval_lab.trials_types import Report, TestResult, TrialFailed, TrialResult
 
-TESTED = "gapeval.tested"  # on the run that tested a trial: the trial's number
+TESTED = "gapeval.tested"  # on the run that tested a trial: the trial's run
 
 
 class RecipeTrials:
@@ -106,12 +106,13 @@ class RecipeTrials:
             self.parent.alive()
             laps("start")
             with _folder(self.store.folder / "work" / f"trial-{live.run_id}") as place:
-                try:
+                with self._own_failures(live):
                     bench = self._bench_of(overrides, live)
-                    laps("recipe")
-                    before = self._before(bench)
-                    laps("before")
-                    live.stage("fit")
+                laps("recipe")
+                before = self._before(bench)  # what fails here fails in every trial
+                laps("before")
+                live.stage("fit")
+                with self._own_failures(live):
                     course = course_of(
                         bench,
                         before,
@@ -124,10 +125,6 @@ class RecipeTrials:
                         laps=laps,
                         progress=progress,
                     )
-                except (UserError, PromptsFailed) as error:
-                    self._verify()
-                    set_tags(self.store.client, live.run_id, {"outcome": "failed"})
-                    raise TrialFailed(str(error), live.run_id) from error
                 self._verify()
                 laps("verify")
                 if course is None:
@@ -144,6 +141,16 @@ class RecipeTrials:
             planned=progress.planned,
             seconds=laps.seconds,
         )
+
+    @contextmanager
+    def _own_failures(self, live: LiveRun) -> Iterator[None]:
+        """What goes wrong inside is this trial's own, and others may do better."""
+        try:
+            yield
+        except (UserError, PromptsFailed) as error:
+            self._verify()
+            set_tags(self.store.client, live.run_id, {"outcome": "failed"})
+            raise TrialFailed(str(error), live.run_id) from error
 
     def past(self) -> list[tuple[dict[str, Any], dict[str, float]]]:
         """See `trials.Trials`."""
@@ -169,13 +176,14 @@ class RecipeTrials:
         whole = self.parent.children({NUMBER: str(number), "outcome": "complete"})
         if not whole:
             raise ValueError(f"trial {number} of '{self.parent.study}' is not finished; nothing to test")
-        dev = self.parent.outcome(whole[-1].run_id)
-        done = self.parent.children({TESTED: str(number)})
+        trial = whole[-1].run_id
+        dev = self.parent.outcome(trial)
+        done = self.parent.children({TESTED: trial})
         if done:
             run_id = done[0].run_id
             tested = self.parent.outcome(run_id)
         else:
-            tested, run_id = self._tested(overrides, number)
+            tested, run_id = self._tested(overrides, number, trial)
         return TestResult(metrics=scalars(tested), run_id=run_id, optimism=optimism(dev, tested))
 
     def run_of(self, number: int) -> str | None:
@@ -253,14 +261,14 @@ class RecipeTrials:
         tags = {"outcome": "pruned", "gapeval.stage": "done", "mlflow.note.content": note}
         set_tags(self.store.client, live.run_id, tags)
 
-    def _tested(self, overrides: Mapping[str, Any], number: int) -> tuple[Outcome, str]:
+    def _tested(self, overrides: Mapping[str, Any], number: int, trial: str) -> tuple[Outcome, str]:
         """A whole, ordinary run on the test half, nested under the search."""
         bench = with_recipe(self.bench, recipe_of_test(self.loaded, overrides))
         parent = Parent(
             self.parent_id,
             self.parent.experiment,
             f"test of {trial_name(number, overrides)}",
-            {TESTED: str(number), STUDY: self.parent.study},
+            {TESTED: trial, STUDY: self.parent.study},
         )
         done = tracked_run(bench, store=self.store, on_progress=self.on_progress, parent=parent)
         return done.outcome, done.run_id

@@ -219,3 +219,26 @@ def test_every_metric_that_the_section_names(pruner: str, compared: str) -> None
         ("search.constraints", "b"),
         ("search.pruner.metric", compared.removeprefix("part/")),
     ]
+
+
+@pytest.mark.parametrize("wrong", ["intervention.lr.x", "intervention.site.0"])
+def test_a_path_through_a_value_is_no_field(wrong: str) -> None:
+    said = "\n".join(errors_of(section(f"{LR}, {wrong}: {{type: float, low: 0.1, high: 1.0}}")))
+    assert f"search.space.{wrong}: no field of this recipe" in said
+    assert "search.space.intervention.lr.low" not in said
+
+
+@pytest.mark.parametrize(
+    ("rest", "said"),
+    [
+        ("pruner: {use: wilcoxon}, warm_start: true", "past runs have no parts for wilcoxon"),
+        (
+            "pruner: {use: median, metric: official/after}",
+            "'official/after' is not known before a trial ends",
+        ),
+        ("pruner: {use: wilcoxon, metric: part/time/fit}", "'time/fit' is not known before a trial ends"),
+    ],
+)
+def test_a_pruner_that_could_never_prune_is_refused(rest: str, said: str) -> None:
+    assert said in "\n".join(errors_of(section(rest="goal: {a: minimize}, " + rest)))
+    assert searched(rest="goal: {a: minimize}, pruner: {use: median, metric: after/gap_score}")

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from gapeval_lab import registry
+from gapeval_lab import registry, trials_run
 from gapeval_lab.bench import load_bench
 from gapeval_lab.errors import SafetyError, UserError
 from gapeval_lab.interfaces import Lesson
@@ -225,7 +225,7 @@ def test_a_trial_is_a_run_nested_in_the_search(store: Store, opened: Opened) -> 
 
 
 def test_every_metric_is_known_before_any_trial(opened: Opened) -> None:
-    with opened(needs=["edit/locality/image"]) as trials:
+    with opened(needs={"edit/locality/image": "search.goal"}) as trials:
         assert ASKED == []
         names = trials.metric_names()
         result = go(trials)
@@ -418,7 +418,9 @@ def test_a_goal_keeps_what_it_needs(opened: Opened) -> None:
     with opened() as trials:
         lean = trials.recipe_of({SIZE: 1.0}).recipe
     assert not lean.controls.placebo and not lean.controls.identity and lean.search is None
-    with opened(study="needs", needs=["placebo/gap_score", "low/understanding"]) as trials:
+    with opened(
+        study="needs", needs={"placebo/gap_score": "search.goal", "low/understanding": "search.goal"}
+    ) as trials:
         kept = trials.recipe_of({SIZE: 1.0}).recipe
         result = go(trials)
     assert kept.controls.placebo and not kept.controls.identity and kept.evaluation.replicates == 50
@@ -427,7 +429,7 @@ def test_a_goal_keeps_what_it_needs(opened: Opened) -> None:
         UserError,
         match="no trial of this recipe logs 'edit/relibility/text'; did you mean 'edit/reliability/text'",
     ):
-        opened(study="typo", needs=["edit/relibility/text"]).__enter__()
+        opened(study="typo", needs={"edit/relibility/text": "search.goal.edit/relibility/text"}).__enter__()
 
 
 @pytest.mark.parametrize(
@@ -446,6 +448,42 @@ def test_what_cannot_be_searched_is_one_message(
     with pytest.raises(UserError, match=message), opened(*overrides, **settings):
         pass
     assert ASKED == []
+
+
+def test_a_number_that_is_given_again_is_tested_again(opened: Opened) -> None:
+    """A study begun anew under its old name counts from 0; what tested the old trial 0 is not its test."""
+    with opened() as trials:
+        go(trials, 1.0)
+        old = trials.test({SIZE: 1.0}, number=0)
+    with opened() as trials:
+        go(trials, 2.0)
+        new = trials.test({SIZE: 2.0}, number=0)
+    assert new.run_id != old.run_id
+
+
+def test_what_breaks_the_state_before_is_no_failure_of_a_trial(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **settings: Any) -> Any:
+        raise UserError("GAPEVAL_LAB_HOME: the disk is full")
+
+    monkeypatch.setattr(trials_run, "measure", full)
+    with opened() as trials, pytest.raises(UserError, match="the disk is full") as caught:
+        go(trials)
+    assert not isinstance(caught.value, TrialFailed)
+
+
+def test_a_study_is_of_these_facts(store: Store, recipe: Callable[..., LoadedRecipe], tmp_path: Path) -> None:
+    loaded = recipe()
+    with open_trials(loaded, store=store, study="facts", searched=[SIZE]):
+        pass
+    file = tmp_path / "facts.jsonl"
+    file.write_text(file.read_text().replace('"near dev0"', '"far dev0"'))
+    with (
+        pytest.raises(UserError, match="'facts'"),
+        open_trials(loaded, store=store, study="facts", searched=[SIZE]),
+    ):
+        pass
 
 
 def test_facts_without_a_dev_half_are_refused(store: Store, recipe: Callable[..., LoadedRecipe]) -> None:
