@@ -19,8 +19,9 @@ from gapeval_lab.measuring import Measured, logprobs, measure
 from gapeval_lab.quality import ProbeState
 from gapeval_lab.recording import Course
 from gapeval_lab.run import PLACEBO_SEED, OnProgress
+from gapeval_lab.study_settings import ALONE
 from gapeval_lab.tracking_scalars import rounded
-from gapeval_lab.trials_parts import ALONE, Part, SoFar
+from gapeval_lab.trials_parts import Part, SoFar
 from gapeval_lab.trials_types import Report
 
 PHASES = ("fit", "after")

@@ -19,13 +19,11 @@ from gapeval_lab.items import Fact, Item
 from gapeval_lab.measuring import Measured
 from gapeval_lab.quality import ProbeState, Side, edit_quality, probes
 from gapeval_lab.recording import targets, verdicts
+from gapeval_lab.study_settings import ALONE
 from gapeval_lab.tracking_scalars import gap_scalars, quality_scalars, rounded
 
 SHARD = 64
 """Items, or probes, of a part, at most (but never less than a fact's)."""
-
-ALONE = "part/"
-"""What a metric's name begins with that is estimated on the last part alone."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +39,15 @@ class Part:
         return (*probes(self.facts), *self.items)
 
 
-def plan(facts: Sequence[Fact], items: Sequence[Item], *, like: Sequence[Part] | None = None) -> list[Part]:
+def plan(facts: Sequence[Fact], items: Sequence[Item]) -> list[Part]:
     """The parts of a trial, in the order in which they are asked; the same arguments give the same parts.
 
     Args:
         facts: in the recipe's order.
         items: of the benchmark.
-        like: the plan of another trial, whose numbers of parts are taken: then parts of one number can be
-            compared, also where facts are searched over and there are more of them or fewer.
     """
-    if like is None:
-        told = max(1, min(len(facts), -(-len(probes(facts)) // SHARD)))
-        shards = max(1, -(-len(items) // SHARD))
-    else:
-        told = sum(not part.items for part in like)
-        shards = len(like) - told
+    told = max(1, min(len(facts), -(-len(probes(facts)) // SHARD)))
+    shards = max(1, -(-len(items) // SHARD))
     ends = [len(facts) * number // told for number in range(told + 1)]
     groups = [Part(facts=tuple(facts[start:end])) for start, end in zip(ends, ends[1:], strict=False)]
     # Dealt like cards, category after category: shares stay, and neighbours, which are alike, are parted.

@@ -23,16 +23,15 @@ def past_of(
         runs: finished ones, of the same weights and the same items.
         recipe: of a trial, resolved.
         searched: dotted paths that may differ.
-        facts_hash: of a trial's facts; compared unless facts are searched over.
+        facts_hash: of a trial's facts.
     """
     wanted = _settings(shortened(flatten(recipe)), searched)
-    facts_differ = any(path.startswith("facts.") for path in searched)
     found = []
     for run in runs:
         values = {path: run.params[path] for path in searched if path in run.params}
         if len(values) < len(searched) or run.tags.get("outcome") == "pruned":
             continue
-        if not facts_differ and run.params.get("facts_hash") != facts_hash:
+        if run.params.get("facts_hash") != facts_hash:
             continue
         if _settings(run.params, searched, like=recipe) == wanted:
             found.append(({path: _read(value) for path, value in values.items()}, run.metrics))

@@ -70,7 +70,7 @@ class RecipeTrials:
         self.figure, self.artifact, self.tell = parent.figure, parent.artifact, parent.tell
         self._names = names
         self._plan = plan(bench.facts, bench.items)
-        self._known: tuple[str | None, Measured] | None = None
+        self._known: Measured | None = None
         self._baseline: str | None = None
         _sweep(self.store)
         self._bounds = any(name.startswith(("low/", "high/")) for name in needs)
@@ -116,7 +116,7 @@ class RecipeTrials:
                     course = course_of(
                         bench,
                         before,
-                        plan(bench.facts, bench.items, like=self._plan),
+                        self._plan,
                         place=place,
                         home=self.store.folder,
                         report=report,
@@ -209,9 +209,8 @@ class RecipeTrials:
 
     def _before(self, bench: Bench) -> Measured:
         """The state before, from disk where a worker has measured it; its run in MLflow is made once."""
-        asked = hash_of_facts(bench.facts)
-        if self._known and self._known[0] == asked:
-            return self._known[1]
+        if self._known:
+            return self._known
         key = store_key(bench.umm, weights=bench.weights, seed=bench.loaded.recipe.seed)
         with file_lock(self.store.locks / f"before-{key}.lock"):  # one worker asks, the others read
             measured = measure(
@@ -221,7 +220,7 @@ class RecipeTrials:
             )
         if self._baseline is None:
             self._baseline = self._baseline_run(bench, measured)
-        self._known = asked, measured
+        self._known = measured
         return measured
 
     def _baseline_run(self, bench: Bench, measured: Measured) -> str:

@@ -84,6 +84,7 @@ ARROWS: dict[str, set[str]] = {
     "trials": {
         *("bench", "evaluate", "recipe", "delta", "gap", "outcome", "quality", "fact_files", "splits"),
         *("emergence", "fitting", "measuring", "recording", "run", "tracked_run", "tracking"),
+        "study_settings",
         *("interfaces", "items", "errors", "files", "validation"),
     },
     "search": {

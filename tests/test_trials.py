@@ -435,8 +435,8 @@ def test_a_goal_keeps_what_it_needs(opened: Opened) -> None:
 @pytest.mark.parametrize(
     ("settings", "overrides", "message"),
     [
-        ({"searched": ["evaluation.items"]}, (), r"search\.evaluation\.items: trials may change"),
-        ({"searched": ["facts.split"]}, (), r"search\.facts\.split: trials see"),
+        ({"searched": ["evaluation.items"]}, (), r"search\.space\.evaluation\.items: trials may change"),
+        ({"searched": ["facts.split"]}, (), r"search\.space\.facts\.split: trials may change the interv"),
         ({}, ("intervention=null",), "has no intervention to search over"),
         ({}, ("facts.format=zsre",), r"facts\.format: 'zsre' files have no dev and test facts"),
         ({"study": "no/name"}, (), "'no/name' cannot be a name"),
@@ -526,21 +526,6 @@ def test_past_runs_of_the_same_recipe_are_found(
             assert metrics.items() >= wanted.items()
     with opened("seed=9", study="third") as trials:
         assert trials.past() == []
-
-
-def test_facts_may_be_searched_over(opened: Opened) -> None:
-    with opened(searched=["facts.count"]) as trials:
-        parts = trials.parts()
-        for number, count in enumerate((1, 3)):
-            steps: list[int] = []
-            result = trials.run(
-                {"facts.count": count},
-                number=number,
-                report=lambda so_far, step, seen=steps: bool(seen.append(step)),  # type: ignore[misc]
-            )
-            assert len(steps) == parts and result.planned == 40 + 4 * count
-        with pytest.raises(TrialFailed, match=r"facts\.count: 4 facts of 'dev'"):
-            trials.run({"facts.count": 4}, number=2, report=whole)
 
 
 def test_figures_files_and_numbers_go_to_the_parent(store: Store, opened: Opened, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from gapeval_lab.recipe import load
 from gapeval_lab.tracking_study import PastRun
 from gapeval_lab.tracking_values import flatten
 from gapeval_lab.trials_optimism import difference
-from gapeval_lab.trials_parts import SHARD, Part, plan
+from gapeval_lab.trials_parts import SHARD, plan
 from gapeval_lab.trials_past import past_of
 from gapeval_lab.trials_recipe import check_recipe, recipe_of_test, recipe_of_trial, words
 from gapeval_lab.trials_run import trial_name
@@ -52,10 +52,6 @@ def test_no_fact_and_no_item_is_lost_whatever_the_numbers() -> None:
         assert [one for part in parts for one in part.facts] == written
         assert {one.id for part in parts for one in part.items} == {one.id for one in asked}
         assert all(len(part.asked) <= SHARD for part in parts)
-    like = plan([fact(n) for n in range(130)], asked)
-    few = plan(written[:1], asked, like=like)
-    assert len(few) == len(like) and [one for part in few for one in part.facts] == written[:1]
-    assert few[0] == Part() and few[2].facts
 
 
 def test_a_trials_recipe_says_what_it_leaves_out() -> None:
