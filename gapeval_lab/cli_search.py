@@ -94,7 +94,7 @@ def _show(name: str, storage: str | None, folder: Path) -> None:
     if "://" not in str(storage) and not journal.is_file():
         known = ", ".join(sorted(file.stem for file in journal.parent.glob("*.journal"))) or "none"
         raise UserError(f"--show: there is no study '{name}', or no {short(journal)} (there are: {known})")
-    _print(summary(load_study(open_place(storage, folder=folder, study=name), name)))
+    _print(summary(load_study(open_place(storage, folder=folder, study=name, make=False), name)))
 
 
 def _print(found: "Summary") -> None:

@@ -17,6 +17,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import GrpcStorageProxy, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -24,6 +25,9 @@ from gapeval_lab.errors import UserError
 from gapeval_lab.tracking_store import file_lock, shown
 
 CONNECT_SECONDS = 5.0
+JOURNAL_START = b'{"op_code":'
+"""How every line begins that Optuna writes into a journal."""
+
 PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "grpc": 13000}
 
 
@@ -65,6 +69,18 @@ def cut_torn_line(journal: Path) -> None:
         os.fsync(stream.fileno())
 
 
+def check_journal(journal: Path) -> None:
+    """Whether a file can be a journal; its first line, which may be torn or missing, decides.
+
+    Raises:
+        ValueError: it is something else, which nobody may cut or add to.
+    """
+    with journal.open("rb") as stream:
+        start = stream.readline(len(JOURNAL_START))
+    if not JOURNAL_START.startswith(start):
+        raise ValueError("its first line is none that Optuna writes")
+
+
 @dataclass(frozen=True)
 class Place:
     """A storage that answers.
@@ -82,40 +98,47 @@ class Place:
     ours: bool
 
 
-def open_place(where: str | None, *, folder: Path, study: str) -> Place:
-    """The storage of a study, made where it is missing.
+def open_place(where: str | None, *, folder: Path, study: str, make: bool = True) -> Place:
+    """The storage of a study.
 
     Args:
         where: a URL that Optuna knows (sqlite, postgresql, mysql, grpc), the path of a journal file, or
             None for the journal `<folder>/<study>.journal`.
         folder: of the project's own studies.
         study: its name.
+        make: make what is missing; otherwise no file is made or changed.
 
     Raises:
-        UserError: nothing answers there, a driver is missing, or the file is damaged.
+        UserError: nothing answers there, a driver is missing, or the file is damaged or something else.
     """
     _quiet_optuna()
-    folder.mkdir(parents=True, exist_ok=True)
+    if make:
+        folder.mkdir(parents=True, exist_ok=True)
     if where is None or "://" not in where:
         journal = folder / f"{study}.journal" if where is None else Path(where).expanduser().absolute()
         lock = journal.with_name(f"{journal.name}.trials.lock")
-        return Place(_journal(journal), str(journal), lock, ours=True)
+        return Place(_journal(journal, make=make), str(journal), lock, ours=True)
     lock = folder / f"{study}.trials.lock"
+    if not make:
+        return Place(_served(where, make=False), shown(where), lock, ours=False)
     with file_lock(lock):  # two processes that make a database's tables at once break them
-        return Place(_served(where), shown(where), lock, ours=False)
+        return Place(_served(where, make=True), shown(where), lock, ours=False)
 
 
-def _journal(path: Path) -> Any:
+def _journal(path: Path, *, make: bool) -> Any:
     lock = JournalLock(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        lock.acquire()
-        lock.release()
+        if make and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        check_journal(path)
+        if make:  # a reader passes over a torn line
+            lock.acquire()
+            lock.release()
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     except OSError as error:
         raise UserError(
-            f"--storage: cannot write {path} ({error.strerror}); choose a file that can be written"
+            f"--storage: cannot {'write' if make else 'read'} {path} ({error.strerror}); choose another file"
         ) from None
     except (ValueError, KeyError) as error:
         raise UserError(
@@ -124,7 +147,8 @@ def _journal(path: Path) -> Any:
         ) from None
 
 
-def _served(url: str) -> Any:
+def _served(url: str, *, make: bool) -> Any:
+    from sqlalchemy.engine import make_url
     from sqlalchemy.exc import SQLAlchemyError
 
     parts = urlsplit(url)
@@ -137,8 +161,10 @@ def _served(url: str) -> Any:
             proxy = GrpcStorageProxy(host=parts.hostname or "localhost", port=parts.port or PORTS["grpc"])
             proxy.wait_server_ready(CONNECT_SECONDS)
             return proxy
-        return RDBStorage(url)
-    except (SQLAlchemyError, OSError, ImportError, RuntimeError, ValueError) as error:
+        if scheme == "sqlite" and not make:
+            Path(make_url(url).database or "").stat()  # to connect would make the file
+        return RDBStorage(url, skip_table_creation=not make)
+    except (SQLAlchemyError, StorageInternalError, OSError, ImportError, RuntimeError, ValueError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"--storage: {shown(url)} cannot be used ({shown(lines[0])[:200]}); start what should "
