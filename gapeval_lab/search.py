@@ -98,7 +98,8 @@ def run_search(plan: Plan, make: Make, *, say: Say) -> Summary:
         UserError: before any trial: the storage, the study's name, or a metric that is not logged.
     """
     section, limit = plan.section, plan.limit
-    check_study(open_place(plan.storage, folder=plan.folder, study=plan.study), plan.study, plan.loaded)
+    place = open_place(plan.storage, folder=plan.folder, study=plan.study)
+    check_study(place, plan.study, plan.loaded, section)
     with sigterm_raises(), shared_threads(plan.workers), make() as trials:
         check_metrics(section, trials.metric_names())
         study = plan.open()

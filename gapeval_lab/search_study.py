@@ -305,33 +305,29 @@ def open_study(place: Place, name: str, loaded: LoadedRecipe, section: Search) -
     """The study of a recipe, made where there is none.
 
     Raises:
-        UserError: the name belongs to a study of another recipe.
+        UserError: the name belongs to a study of another recipe, or to one that is not ours.
     """
     directions = list(section.goal.values())
     with file_lock(place.lock):
         study = optuna.create_study(
             storage=place.storage, study_name=name, directions=directions, load_if_exists=True
         )
-        known = study.user_attrs.get("recipe")
-        if known is None:
+        _check_recipe(study, loaded, section)
+        if "recipe" not in study.user_attrs:
             of_recipe = {"hash": loaded.hash, "name": loaded.recipe.name, "seed": loaded.recipe.seed}
             study.set_user_attr("recipe", {**of_recipe, "search": section.model_dump(mode="json")})
-        else:
-            _same_recipe(name, known, loaded)
     return SearchStudy(place, study, section, seed=loaded.recipe.seed)
 
 
-def check_study(place: Place, name: str, loaded: LoadedRecipe) -> None:
+def check_study(place: Place, name: str, loaded: LoadedRecipe, section: Search) -> None:
     """Whether a name can be a recipe's study; makes nothing.
 
     Raises:
-        UserError: the name belongs to a study of another recipe.
+        UserError: the name belongs to a study of another recipe, or to one that is not ours.
     """
-    if name not in optuna.get_all_study_names(place.storage):
-        return
-    attributes = optuna.load_study(study_name=name, storage=place.storage).user_attrs
-    if "recipe" in attributes:
-        _same_recipe(name, attributes["recipe"], loaded)
+    if name in optuna.get_all_study_names(place.storage):
+        study = optuna.load_study(study_name=name, storage=place.storage)
+        _check_recipe(study, loaded, section)
 
 
 def load_study(place: Place, name: str) -> SearchStudy:
@@ -365,8 +361,14 @@ def pareto(trials: Sequence[Any], directions: Sequence[str]) -> list[Any]:
     return [trial for trial, point in zip(trials, points, strict=True) if not beaten(point)]
 
 
-def _same_recipe(name: str, known: Mapping[str, Any], loaded: LoadedRecipe) -> None:
-    if known["hash"] != loaded.hash:
+def _check_recipe(study: Any, loaded: LoadedRecipe, section: Search) -> None:
+    """One without a recipe is ours where it is bare: its maker was killed before it could say more."""
+    name, known = study.study_name, study.user_attrs.get("recipe")
+    if known is None:
+        directions = [direction.name.lower() for direction in study.directions]
+        if directions != list(section.goal.values()) or study.get_trials(deepcopy=False):
+            raise UserError(f"--study: '{name}' was not made by a search of ours; give another name")
+    elif known["hash"] != loaded.hash:
         raise UserError(
             f"--study: '{name}' is a study of another recipe, or of another state of it ({known['name']}, "
             f"{known['hash'][:12]}; this one is {loaded.recipe.name}, {loaded.hash[:12]}); give another name"

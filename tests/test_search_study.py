@@ -1,0 +1,54 @@
+"""Whose a study is, and which trials keep their places."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from search_fake import plan
+from test_search import log, plug_ins, search  # noqa: F401 (a fixture)
+
+from gapeval_lab.errors import UserError
+from gapeval_lab.search_storage import open_place
+from gapeval_lab.search_study import open_study
+
+TWO_GOALS = "search.goal={score: maximize, cost/seconds: minimize}"
+
+
+def made_elsewhere(folder: Path, *directions: str) -> Any:
+    """A study of Optuna's in the journal that a search would use."""
+    place = open_place(None, folder=folder / "optuna", study="searched")
+    return optuna.create_study(storage=place.storage, study_name="searched", directions=directions)
+
+
+@pytest.mark.parametrize("directions", [["maximize"], ["minimize"], ["maximize", "minimize"]])
+def test_a_study_that_is_not_ours_is_not_taken_over(directions: list[str], tmp_path: Path) -> None:
+    study = made_elsewhere(tmp_path, *directions)
+    if directions == ["maximize"]:
+        study.enqueue_trial({"x": 1})
+    journal = tmp_path / "optuna" / "searched.journal"
+    before, found = journal.read_bytes(), plan(tmp_path, trials=2)
+    said = "--study: 'searched' was not made by a search of ours; give another name"
+    with pytest.raises(UserError, match=said):
+        search(found)
+    place = open_place(None, folder=found.folder, study="searched")
+    with pytest.raises(UserError, match=said):  # it may be there only since the first look
+        open_study(place, "searched", found.loaded, found.section)
+    assert journal.read_bytes().startswith(before) and "recipe" not in attributes(place)
+    assert log(tmp_path, "start") == []
+
+
+def attributes(place: Any) -> dict[str, Any]:
+    return dict(optuna.load_study(storage=place.storage, study_name="searched").user_attrs)
+
+
+@pytest.mark.parametrize(
+    ("directions", "more"), [(["maximize"], []), (["maximize", "minimize"], [TWO_GOALS])]
+)
+def test_a_study_whose_maker_was_killed_is_ours(
+    directions: list[str], more: list[str], tmp_path: Path
+) -> None:
+    made_elsewhere(tmp_path, *directions)
+    assert search(plan(tmp_path, *more, trials=1)).finished == 1
