@@ -100,10 +100,18 @@ class SearchStudy:
             loaded: the recipe.
             parent: MLflow run of the study.
             past: (overrides, metrics) of earlier runs.
+
+        Raises:
+            UserError: the study has another parent run already.
         """
         with file_lock(self.place.lock):
             if self.parent is None:
                 self._study.set_user_attr("parent", parent)
+            elif self.parent != parent:
+                raise UserError(
+                    f"--study: the trials of '{self.name}' are in another MLflow store; set "
+                    "MLFLOW_TRACKING_URI to that one, or give another name"
+                )
             if self.trials():
                 return
             base = flatten(loaded.resolved)

@@ -7,8 +7,8 @@ from typing import Any
 
 import optuna
 import pytest
-from search_fake import plan
-from test_search import log, plug_ins, search  # noqa: F401 (a fixture)
+from search_fake import FakeTrials, plan
+from test_search import log, plug_ins, search, search_with  # noqa: F401 (a fixture)
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.search_storage import open_place
@@ -52,3 +52,15 @@ def test_a_study_whose_maker_was_killed_is_ours(
 ) -> None:
     made_elsewhere(tmp_path, *directions)
     assert search(plan(tmp_path, *more, trials=1)).finished == 1
+
+
+def test_a_study_whose_trials_are_in_another_mlflow_store(tmp_path: Path) -> None:
+    class Elsewhere(FakeTrials):
+        parent_id = "another"
+
+    search(plan(tmp_path, trials=1))
+    said = "--study: the trials of 'searched' are in another MLflow store; set MLFLOW_TRACKING_URI"
+    with pytest.raises(UserError, match=said):
+        search_with(plan(tmp_path, trials=2), Elsewhere(tmp_path, 0.0))
+    assert len(log(tmp_path, "start")) == 1
+    assert search(plan(tmp_path, trials=2)).finished == 2
