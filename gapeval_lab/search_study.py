@@ -4,9 +4,9 @@ Every trial has a *place*, counted from 0: the how-manieth it is, without what o
 without second tries, which keep the place of the first. A worker holds a lock file while it lives;
 the trial of a dead one is failed and queued once more with the same parameters.
 
-A trial's user attributes: `worker` (host and lock file), `retry_of` and `tries`, `past` (known from
-an earlier run), `surplus` (two machines asked for the last place), `reason` (why it has no value),
-and `result`.
+A trial's user attributes: `worker` (host and lock file), `retry_of` and `tries` (one more than
+the workers that died of it), `past` (known from an earlier run), `surplus` (two machines asked for
+the last place), `reason` (why it has no value), and `result`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gapeval_lab.tracking_store import file_lock, try_lock
 from gapeval_lab.trials_types import TestResult, TrialResult
 
 TRIES = 3
-"""How often a trial is begun at most: one that kills its worker each time is given up."""
+"""How many workers a trial may kill before it is given up; one that was stopped may always begin again."""
 
 NAMELESS_SECONDS = 60.0
 """A trial without a worker is one whose worker died while it was handed out; elsewhere it may still be."""
@@ -179,7 +179,7 @@ class SearchStudy:
             for trial in self.trials():
                 own = trial.user_attrs.get("worker") == worker.attribute
                 if own and trial.state == TrialState.RUNNING:
-                    self._try_again(trial)
+                    self._try_again(trial, died=False)
 
     def winners(self) -> list[Any]:
         """The best trials that keep the constraints: one, or a spread of the Pareto front.
@@ -251,7 +251,7 @@ class SearchStudy:
         for trial in self.trials():
             if trial.state == TrialState.RUNNING and self._is_dead(trial):
                 gone.append(trial.number)
-                self._try_again(trial)
+                self._try_again(trial, died=True)
         return gone
 
     def _is_dead(self, trial: Any) -> bool:
@@ -271,12 +271,12 @@ class SearchStudy:
         lock.close()
         return True
 
-    def _try_again(self, trial: Any) -> None:
+    def _try_again(self, trial: Any, *, died: bool) -> None:
         """Queue first, fail then: a kill in between is made good by the next worker."""
-        tries = trial.user_attrs.get("tries", 1)
+        tries = trial.user_attrs.get("tries", 1) + died
         queued = any(one.user_attrs.get("retry_of") == trial.number for one in self.trials())
-        if tries < TRIES and not queued:
-            attributes = {"retry_of": trial.number, "tries": tries + 1}
+        if tries <= TRIES and not queued:
+            attributes = {"retry_of": trial.number, "tries": tries}
             self._study.enqueue_trial(trial.params, user_attrs=attributes)
         with contextlib.suppress(ValueError):  # another machine has told it since
             self._study.tell(trial.number, state=TrialState.FAIL)
