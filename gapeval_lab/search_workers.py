@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -100,16 +101,24 @@ def crew(work: Callable[[], None], others: int) -> Iterator[Crew]:
 def shared_threads(workers: int) -> Iterator[None]:
     """Each worker gets its share of the cores; a number that the user has set stays.
 
-    Must be entered before the numeric libraries are imported.
+    The variable reaches the other workers, and what this process imports later; torch, which loading
+    a recipe may have imported, read it then and has to be told.
     """
     if workers == 1 or THREADS in os.environ:
         yield
         return
-    os.environ[THREADS] = str(max(1, len(os.sched_getaffinity(0)) // workers))
+    share = max(1, len(os.sched_getaffinity(0)) // workers)
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch is not None else share
+    os.environ[THREADS] = str(share)
     try:
+        if torch is not None:
+            torch.set_num_threads(share)
         yield
     finally:
         del os.environ[THREADS]
+        if torch is not None:
+            torch.set_num_threads(before)
 
 
 def orphaned(parent: int) -> bool:
