@@ -74,7 +74,7 @@ def search(
     if found.running:
         print(f"{found.running} trials go on elsewhere; whoever ends last tests the best ones")
     else:
-        for file in sorted(folder.glob(f"{plan.study}.best*.yaml")):
+        for file in found.recipes:
             print(f"recipe of the best: {short(file)}")
         print("see the trials in MLflow with: gapeval-lab ui")
 

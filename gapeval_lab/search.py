@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,16 +192,19 @@ def _conclude(study: SearchStudy, trials: Trials, plan: Plan) -> Summary:
     if summary(study).running:
         return summary(study)
     with file_lock(plan.folder / f"{study.name}.end.lock"):
+        recipes: list[Path] = []
         for trial in study.winners():
             if study.tested(trial) is None:
                 study.note_test(trial, trials.test(study.overrides(trial), number=trial.number))
-            for file in _write_recipes(study, trials, plan, trial):
-                trials.artifact(file)
+            recipes += _write_recipes(study, trials, plan, trial)
+        _remove_stale(plan, keep=recipes)
+        for file in recipes:
+            trials.artifact(file)
         for name, figure in figures(study.optuna, study.section).items():
             trials.figure(name, figure)
         found = summary(study)
         trials.tell(_of_parent(study), note="\n\n".join((*note(found), *trials.notes)))
-    return found
+    return replace(found, recipes=tuple(recipes))
 
 
 def _of_parent(study: SearchStudy) -> dict[str, float]:
@@ -236,6 +240,14 @@ def _write_recipes(study: SearchStudy, trials: Trials, plan: Plan, trial: Any) -
         write_text(plan.folder / name, "\n".join(lines) + f"\n{body}")
         files.append(plan.folder / name)
     return files
+
+
+def _remove_stale(plan: Plan, *, keep: Collection[Path]) -> None:
+    """Take away the recipes of this study's trials that win no longer."""
+    own = re.compile(re.escape(plan.study) + r"\.best-\d{3,}(\.dev)?\.yaml")
+    for file in plan.folder.iterdir():
+        if own.fullmatch(file.name) and file not in keep:
+            file.unlink()
 
 
 @contextlib.contextmanager

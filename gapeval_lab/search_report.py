@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -59,6 +60,7 @@ class Summary:
         best: the winners; none where no trial keeps the constraints.
         importances: goal -> parameter -> share of the goal's variation (PED-ANOVA).
         reasons: number -> why a trial has no value.
+        recipes: the winners' recipes, where a search has just written them; no part of the study.
     """
 
     study: str
@@ -77,6 +79,7 @@ class Summary:
     best: list[Best]
     importances: dict[str, dict[str, float]]
     reasons: dict[int, str]
+    recipes: tuple[Path, ...] = field(default=(), compare=False)
 
 
 def summary(study: SearchStudy) -> Summary:

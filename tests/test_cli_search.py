@@ -53,6 +53,34 @@ def test_search_and_show(scripted: Path, capsys: Capture, monkeypatch: pytest.Mo
     assert capsys.readouterr().out == table
 
 
+def test_only_the_recipes_of_those_that_win_now_are_told_and_kept(
+    scripted: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = ["search.goal={score: maximize, cost/seconds: minimize}", "search.tests=1"]
+    search = functools.partial(call, monkeypatch, "search", "--recipe", str(scripted), *two)
+    folder = scripted.parent / "mlruns" / "optuna"
+
+    def told() -> set[Path]:
+        return {Path(found) for found in re.findall("recipe of the best: (.*)", capsys.readouterr().out)}
+
+    assert search("--study", "mine", "--trials", "1") == 0
+    first = {folder / "mine.best-000.yaml", folder / "mine.best-000.dev.yaml"}
+    assert told() == first and all(file.is_file() for file in first)
+    names = [
+        "mine.best-of.best-000.yaml",
+        "mine.best-000.best.yaml",
+        "my.mine.best-000.yaml",
+        "mine.best.txt",
+    ]
+    others = {folder / name for name in (*names, "mineXbest-000.yaml")}
+    for file in others:
+        file.touch()
+    assert search("--study", "mine", "--trials", "9") == 0
+    now = told()
+    assert len(now) == 2 and not now & first
+    assert set(folder.glob("m*.yaml")) | {folder / "mine.best.txt"} == now | others
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
