@@ -46,6 +46,7 @@ class Points:
         params: one axis per parameter.
         kept: whether a trial keeps the constraints.
         front: whether no other trial that keeps them is better in everything.
+        past: whether it is an earlier run; it cannot win, and is neither best nor on the front.
     """
 
     numbers: list[int]
@@ -54,13 +55,16 @@ class Points:
     params: list[Axis]
     kept: list[bool]
     front: list[bool]
+    past: list[bool]
 
 
 def points_data(study: Any, section: Search) -> Points:
     """What the figures show, from Optuna's study."""
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     kept = [all(value <= 0 for value in trial.constraints.values()) for trial in done]
-    front = pareto([t for t, ok in zip(done, kept, strict=True) if ok], list(section.goal.values()))
+    past = ["past" in trial.user_attrs for trial in done]
+    able = [trial for trial, ok, old in zip(done, kept, past, strict=True) if ok and not old]
+    front = pareto(able, list(section.goal.values()))
     found: dict[str, Any] = {}
     for trial in done:
         found |= trial.distributions
@@ -72,6 +76,7 @@ def points_data(study: Any, section: Search) -> Points:
         params=[_axis(name, found[name], done) for name in sorted(found)],
         kept=kept,
         front=[trial.number in best for trial in done],
+        past=past,
     )
 
 
@@ -96,8 +101,8 @@ def draw_history(data: Points) -> Any:
         axes = figure.add_subplot(len(data.goals), 1, row + 1)
         _scatter(axes, data, data.numbers, goal.positions)
         pick = max if direction == "maximize" else min
-        kept = [value if ok else None for value, ok in zip(goal.positions, data.kept, strict=True)]
-        known = [(n, value) for n, value in zip(data.numbers, kept, strict=True) if value is not None]
+        points = zip(data.numbers, goal.positions, data.kept, data.past, strict=True)
+        known = [(n, value) for n, value, ok, old in points if ok and not old and value is not None]
         if known:
             best = list(itertools.accumulate((value for _, value in known), pick))
             axes.step([n for n, _ in known], best, where="post", color=ORANGE, label="best so far")
@@ -129,9 +134,10 @@ def draw_parallel(data: Points) -> Any:
     figure = _figure(2.0 + 1.5 * len(axes_of), 3.6)
     axes = figure.add_subplot()
     shares = [_shares(axis) for axis in axes_of]
-    for index, (kept, front) in enumerate(zip(data.kept, data.front, strict=True)):
+    able = [kept and not past for kept, past in zip(data.kept, data.past, strict=True)]
+    for index, (may_win, front) in enumerate(zip(able, data.front, strict=True)):
         known = [(x, column[index]) for x, column in enumerate(shares) if column[index] is not None]
-        color = ORANGE if front else BLUE if kept else GREY
+        color = ORANGE if front else BLUE if may_win else GREY
         axes.plot(
             *zip(*known, strict=True), color=color, alpha=1.0 if front else 0.4, linewidth=2 if front else 1
         )
@@ -197,10 +203,12 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _scatter(axes: Any, data: Points, xs: list[Any], ys: list[Any]) -> None:
-    """Three kinds of trials, told apart by colour and by shape."""
+    """Four kinds of trials, told apart by colour and by shape."""
+    flags = list(zip(data.kept, data.front, data.past, strict=True))
     kinds = {
-        "breaks a constraint": (GREY, "x", [not kept for kept in data.kept]),
-        "trial": (BLUE, "o", [k and not f for k, f in zip(data.kept, data.front, strict=True)]),
+        "breaks a constraint": (GREY, "x", [not kept and not past for kept, _, past in flags]),
+        "past run": (GREY, "+", data.past),
+        "trial": (BLUE, "o", [kept and not front and not past for kept, front, past in flags]),
         "best": (ORANGE, "D", data.front),
     }
     for label, (color, marker, chosen) in kinds.items():
