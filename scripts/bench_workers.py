@@ -30,6 +30,10 @@ class Pace:
     wall: float
 
 
+def quiet(line: str) -> None:
+    """What a search says of each trial is not for here; workers are handed this by name."""
+
+
 def paced(recipe: str, overrides: list[str], *, trials: int, workers: int) -> Pace:
     """Run a study in a store of its own."""
     with tempfile.TemporaryDirectory() as folder:
@@ -40,11 +44,11 @@ def paced(recipe: str, overrides: list[str], *, trials: int, workers: int) -> Pa
         store.check()
         # The store's state before is measured in a trial that is not counted.
         first = Plan(loaded, "first", None, 1, 1, store.folder / "optuna", store.locks)
-        run_search(first, functools.partial(trials_of, loaded, "first"), say=lambda line: None)
+        run_search(first, functools.partial(trials_of, loaded, "first"), say=quiet)
         study = f"workers-{workers}"
         plan = Plan(loaded, study, None, trials, workers, store.folder / "optuna", store.locks)
         began = time.monotonic()
-        run_search(plan, functools.partial(trials_of, loaded, study), say=lambda line: None)
+        run_search(plan, functools.partial(trials_of, loaded, study), say=quiet)
         wall = time.monotonic() - began
         found = plan.open().trials()
     ends = sorted(trial.datetime_complete for trial in found)
