@@ -130,7 +130,7 @@ def test_past_runs_differ_in_nothing_else() -> None:
         run = PastRun("r", None, given, {"m": 1.0}, {"outcome": changes.get("outcome", "")})
         return list(past_of([run], recipe=recipe, searched=searched or [path], facts_hash="f"))
 
-    assert past() == [({path: 0.2}, {"m": 1.0})]
+    assert past() == [({path: recipe["intervention"]["lr"]}, {"m": 1.0})]
     assert past(intervention__lr="0.5", evaluation__replicates="7", about="x", controls__placebo="true") == [
         ({path: 0.5}, {"m": 1.0})
     ]
