@@ -75,6 +75,15 @@ class Bench:
         return items_digest(self.items)
 
     @property
+    def read(self) -> list[str]:
+        """Hashes of the files that interventions read."""
+        return [
+            stage.intervention.content_hash()
+            for stage in self.stages
+            if isinstance(stage.intervention, ReadsFiles)
+        ]
+
+    @property
     def key(self) -> str:
         """Hash of everything that makes two runs the same run."""
         drawn = [
@@ -83,18 +92,13 @@ class Bench:
             for lesson in stage.lessons
             if not isinstance(lesson.example.answer, str)
         ]
-        read = [
-            stage.intervention.content_hash()
-            for stage in self.stages
-            if isinstance(stage.intervention, ReadsFiles)
-        ]
         parts = [
             self.loaded.hash,
             self.weights,
             self.data_hash,
             hash_of_facts(self.facts),
             [image_digest(picture) for picture in drawn],
-            read,
+            self.read,
             __version__,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]

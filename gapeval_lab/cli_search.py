@@ -1,7 +1,6 @@
 """The command `gapeval-lab search`: parses, calls one function, prints. Heavy imports inside."""
 
 import functools
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from gapeval_lab.search_report import Summary
 
 WIDTH = 130  # columns, where there is no terminal to ask
-NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}"
 STUDIES = "optuna"
 
 
@@ -80,7 +78,9 @@ def search(
 
 
 def _study_name(name: str | None) -> str | None:
-    if name is not None and not re.fullmatch(NAME, name):
+    from gapeval_lab.tracking_study import NAME
+
+    if name is not None and not NAME.fullmatch(name):
         raise UserError(f"--study: '{name}' cannot be a name; use letters, digits and ._-, at most 80")
     return name
 

@@ -32,7 +32,7 @@ from gapeval_lab.study_settings import Grid, Search
 from gapeval_lab.tracking_stop import Stopped, sigterm_raises
 from gapeval_lab.tracking_store import file_lock
 from gapeval_lab.trials_recipe import recipe_of_test
-from gapeval_lab.trials_types import TrialFailed, Trials, no_such_metric
+from gapeval_lab.trials_types import TrialFailed, Trials, check_metrics
 
 Make = Callable[[], AbstractContextManager[Trials]]
 """Loads the model and gives what runs trials; called once per process, picklable for several."""
@@ -102,7 +102,7 @@ def run_search(plan: Plan, make: Make, *, say: Say) -> Summary:
     place = open_place(plan.storage, folder=plan.folder, study=plan.study)
     check_study(place, plan.study, plan.loaded, section)
     with sigterm_raises(), shared_threads(plan.workers), make() as trials:
-        check_metrics(section, trials.metric_names())
+        check_metrics(section.needs(), trials.metric_names())
         study = plan.open()
         past = trials.past() if section.warm_start and not study.trials() else []
         study.prepare(plan.loaded, parent=trials.parent_id, past=past)
@@ -113,17 +113,6 @@ def run_search(plan: Plan, make: Make, *, say: Say) -> Summary:
             while _loop(study, trials, limit, plan=plan, say=say, tend=beside.tend) or beside.tend():
                 time.sleep(POLL_SECONDS)
         return _conclude(study, trials, plan)
-
-
-def check_metrics(section: Search, known: frozenset[str]) -> None:
-    """Whether every metric that the section names will be there.
-
-    Raises:
-        UserError: one that will not, with the closest name.
-    """
-    for key, name in section.needs():
-        if name not in known:
-            raise no_such_metric(key, name, known)
 
 
 def _join(plan: Plan, make: Make, say: Say) -> None:

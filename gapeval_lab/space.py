@@ -15,10 +15,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from gapeval_lab import registry
 from gapeval_lab.errors import UserError
+from gapeval_lab.sections import Strict
 from gapeval_lab.validation import KeyPath, Problem, did_you_mean, explain, validate
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -26,12 +27,6 @@ Probe = tuple[KeyPath, Any]
 """A key of a distribution, and a value at the edge of what it allows."""
 
 INTERVENTION = "intervention."
-
-
-class Strict(BaseModel):
-    """Base of the schema: frozen, nothing extra, no conversion of types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class _Varied(Strict):

@@ -20,7 +20,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from gapeval_lab.space import Float, Strict, Varied, order
+from gapeval_lab.sections import Strict
+from gapeval_lab.space import Float, Varied, order
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]

@@ -15,14 +15,13 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 
 from gapeval_lab.bench import Bench, hash_of_facts, load_bench
-from gapeval_lab.interfaces import ReadsFiles
 from gapeval_lab.recipe import LoadedRecipe, flatten
 from gapeval_lab.run import OnProgress
 from gapeval_lab.splits import marked
 from gapeval_lab.tracking import Store, experiment_name
 from gapeval_lab.tracking_study import study_run
 from gapeval_lab.trials_recipe import check_recipe, recipe_of_trial
-from gapeval_lab.trials_types import Report, TestResult, TrialFailed, TrialResult, Trials, no_such_metric
+from gapeval_lab.trials_types import Report, TestResult, TrialFailed, TrialResult, Trials, check_metrics
 
 __all__ = ["Report", "TestResult", "TrialFailed", "TrialResult", "Trials", "open_trials"]
 
@@ -58,9 +57,7 @@ def open_trials(
     check_recipe(loaded, searched)
     bench = load_bench(recipe_of_trial(loaded, {}, needs=needs))
     known = metric_names(bench)
-    for name, key in needs.items():
-        if name not in known:
-            raise no_such_metric(key, name, known)
+    check_metrics([(key, name) for name, key in needs.items()], known)
     notes = _notes(bench)
     with study_run(
         store,
@@ -96,12 +93,7 @@ def _key(loaded: LoadedRecipe, bench: Bench, searched: Collection[str]) -> str:
         for path, value in flatten(loaded.resolved).items()
         if path not in searched and path.split(".")[0] not in ("about", "search")
     }
-    read = [
-        stage.intervention.content_hash()
-        for stage in bench.stages
-        if isinstance(stage.intervention, ReadsFiles)
-    ]
-    facts = [hash_of_facts(bench.facts), read]
+    facts = [hash_of_facts(bench.facts), bench.read]
     parts = [sorted(searched), flat, bench.weights, bench.data_hash, facts]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

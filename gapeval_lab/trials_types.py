@@ -1,6 +1,6 @@
 """What a search and its trials say to each other."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,10 +28,20 @@ class TrialFailed(UserError):
         self.run_id = run_id
 
 
-def no_such_metric(where: str, name: str, known: Collection[str]) -> UserError:
-    """What to say of a metric that no trial will have; `where` is the field that names it."""
-    hint = did_you_mean(name, known) or f" (there are: {', '.join(sorted(known))})"
-    return UserError(f"{where}: no trial of this recipe logs '{name}'{hint}")
+def check_metrics(needs: Iterable[tuple[str, str]], known: Collection[str]) -> None:
+    """Whether every metric that is named will be there.
+
+    Args:
+        needs: the field that names a metric, and the metric.
+        known: the metrics of a trial.
+
+    Raises:
+        UserError: one that will not, with the closest name.
+    """
+    for key, name in needs:
+        if name not in known:
+            hint = did_you_mean(name, known) or f" (there are: {', '.join(sorted(known))})"
+            raise UserError(f"{key}: no trial of this recipe logs '{name}'{hint}")
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ ARROWS: dict[str, set[str]] = {
     "fact_formats": set(),
     "fact_files": {"fact_formats", "facts", "items", "errors", "shipped", "validation"},
     "registry": {"interfaces", "errors", "validation"},
-    "space": {"registry", "errors", "validation"},
-    "study_settings": {"space"},
+    "space": {"sections", "registry", "errors", "validation"},
+    "study_settings": {"sections", "space"},
     "sections": set(),
     "recipe": {
         *("sections", "registry", "errors", "shipped", "space", "study_settings", "validation"),
