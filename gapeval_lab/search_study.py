@@ -29,6 +29,7 @@ from gapeval_lab.recipe import LoadedRecipe, flatten
 from gapeval_lab.search_sampler import make_pruner, make_sampler, parameters, settings, suggest
 from gapeval_lab.search_storage import Place
 from gapeval_lab.study_settings import Search
+from gapeval_lab.tracking_stop import signals_wait
 from gapeval_lab.tracking_store import file_lock, try_lock
 from gapeval_lab.trials_types import TestResult, TrialResult
 
@@ -132,8 +133,9 @@ class SearchStudy:
             waiting = any(trial.state == TrialState.WAITING for trial in trials)
             if not waiting and sum(map(_counts, trials)) >= limit:
                 return None
-            trial = self._study.ask()
-            trial.set_user_attr("worker", worker.attribute)
+            with signals_wait():  # a trial that says whose it is can be given back
+                trial = self._study.ask()
+                trial.set_user_attr("worker", worker.attribute)
             retry_of = trial.user_attrs.get("retry_of")
             if retry_of is None and self._place_of(trial) >= limit:
                 trial.set_user_attr("surplus", True)

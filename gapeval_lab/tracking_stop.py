@@ -1,4 +1,4 @@
-"""SIGTERM as an exception, so that what was begun can be ended. Knows nothing of runs."""
+"""Signals: SIGTERM as an exception, so that what was begun can be ended; and signals that wait."""
 
 import contextlib
 import signal
@@ -32,3 +32,29 @@ def sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the block is left, so that what it does is done whole.
+
+    For short blocks alone. Only the main thread can do that; elsewhere signals are not heard anyway.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in previous:
+            signal.signal(number, wait)
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        if came:
+            signal.raise_signal(came[0])

@@ -271,6 +271,27 @@ def test_ctrl_c_ends_all_workers_and_the_same_command_goes_on(tmp_path: Path) ->
     check_nothing_is_lost(tmp_path, found, places=12)
 
 
+def test_a_signal_waits_until_a_trial_says_whose_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = plan(tmp_path, trials=3)
+    ask = optuna.Study.ask
+
+    def disturbed(study: optuna.Study) -> Any:
+        trial = ask(study)
+        os.kill(os.getpid(), signal.SIGINT)
+        return trial
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "ask", disturbed)
+        with pytest.raises(KeyboardInterrupt):
+            search(found)
+    states = [trial.state for trial in found.open().trials()]
+    assert states == [STATES.FAIL, STATES.WAITING]
+    search(found)
+    check_nothing_is_lost(tmp_path, found, places=3)
+
+
 def test_what_a_worker_holds_is_given_back_wherever_it_is_stopped(tmp_path: Path) -> None:
     found = plan(tmp_path, trials=3)
 
