@@ -14,7 +14,17 @@ from gapeval_lab.errors import UserError
 from gapeval_lab.evaluate import select
 from gapeval_lab.fact_files import read_fact_file
 from gapeval_lab.facts import facts_hash
-from gapeval_lab.interfaces import UMM, Benchmark, Intervention, Judge, Lesson, ReadsFiles, Side, side_of
+from gapeval_lab.interfaces import (
+    UMM,
+    Benchmark,
+    Intervention,
+    Judge,
+    Lesson,
+    ReadsFiles,
+    Side,
+    Weightless,
+    side_of,
+)
 from gapeval_lab.items import Fact, Item, image_digest, items_digest
 from gapeval_lab.lessons import lessons_of
 from gapeval_lab.recipe import FactsNode, LoadedRecipe, Node, Recipe
@@ -122,10 +132,23 @@ def load_bench(loaded: LoadedRecipe) -> Bench:
             "model"
         )
     for stage in stages:
-        stage.intervention.check(umm)
+        _check(stage, umm)
     seconds = {"load": time.monotonic() - began}
-    weights = fingerprint(umm.backbone().root)
-    return Bench(loaded, umm, judge, benchmark, items, stages, weights, seconds)
+    return Bench(loaded, umm, judge, benchmark, items, stages, weights_of(umm), seconds)
+
+
+def weights_of(umm: UMM) -> str:
+    """The model's weights as they are now, as a hash; what stands for them where they are out of reach."""
+    return umm.identity() if isinstance(umm, Weightless) else fingerprint(umm.backbone().root)
+
+
+def _check(stage: Stage, umm: UMM) -> None:
+    if isinstance(umm, Weightless):
+        raise UserError(
+            f"intervention: the weights of {umm.name} are out of reach, so that nothing can be written into "
+            "them; measure it with a recipe without intervention, or take another model"
+        )
+    stage.intervention.check(umm)
 
 
 def with_recipe(bench: Bench, loaded: LoadedRecipe) -> Bench:
@@ -142,7 +165,7 @@ def with_recipe(bench: Bench, loaded: LoadedRecipe) -> Bench:
     items = bench.items if same else chosen_items(new, bench.benchmark)
     stages = stages_of(new, bench.benchmark)
     for stage in stages:
-        stage.intervention.check(bench.umm)
+        _check(stage, bench.umm)
     return replace(bench, loaded=loaded, items=items, stages=stages, seconds={})
 
 

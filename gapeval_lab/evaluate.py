@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from PIL import Image
 from gapeval_lab.errors import UserError
 from gapeval_lab.files import write_text
 from gapeval_lab.interfaces import UMM, Judge
-from gapeval_lab.items import Direction, Item, Prompt, Response, Verdict, png_bytes
+from gapeval_lab.items import Direction, Item, PictureFile, Prompt, Response, Verdict, png_bytes
 
 Progress = Callable[[int, int], None]
 """`progress(done, total)`, in prompts."""
@@ -109,28 +109,38 @@ class ResponseStore:
             return None
         if row["picture"] is None:
             return Response(item.id, direction, text=row["text"])
+        file = self.folder / row["picture"]
         try:
-            with Image.open(self.folder / row["picture"]) as image:
-                return Response(item.id, direction, image=image.convert("RGB"))
-        except OSError:
+            with Image.open(file) as image:
+                image.verify()
+        except (OSError, SyntaxError):  # the latter is what Pillow raises for a PNG that is cut short
             return None
+        return Response(item.id, direction, picture=PictureFile(file))
 
-    def put(self, pairs: Iterable[tuple[Item, Response]]) -> None:
-        """Append responses, flushed to disk when this returns. Errors are not kept: they are retried."""
-        rows = []
+    def put(self, pairs: Iterable[tuple[Item, Response]]) -> list[Response]:
+        """Append responses, flushed to disk when this returns. Errors are not kept: they are retried.
+
+        Returns:
+            the responses, with their pictures on disk instead of in memory.
+        """
+        rows, kept = [], []
         for item, response in pairs:
+            kept.append(response)
             if response.error is not None:
                 continue
             key, picture = self._key(item, response.direction), None
-            if response.image is not None:
+            image = response.image
+            if image is not None:
                 picture = f"pictures/{item.digest[:32]}.png"
-                (self.folder / picture).write_bytes(png_bytes(response.image))
+                (self.folder / picture).write_bytes(png_bytes(image))
+                kept[-1] = replace(response, picture=PictureFile(self.folder / picture))
             rows.append({"key": key, "id": item.id, "text": response.text, "picture": picture})
             self.lines[key] = rows[-1]
         with self.file.open("a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(row) + "\n" for row in rows)
             stream.flush()
             os.fsync(stream.fileno())
+        return kept
 
 
 def evaluate(
@@ -261,12 +271,13 @@ def _responses(
             else:
                 responses[item.id, direction] = kept
         # Equal lengths together: fewer padded positions, and long prompts do not hold up short ones.
-        waiting.sort(key=lambda item: (bool(item.prompt(direction).images), len(item.prompt(direction).text)))
+        prompts = {item.id: item.prompt(direction) for item in waiting}
+        waiting.sort(key=lambda item: (bool(prompts[item.id].pictures), len(prompts[item.id].text)))
         for start in range(0, len(waiting), chunk):
             part = waiting[start : start + chunk]
             given = _ask(umm, part, direction, seed=seed)
             if store:
-                store.put(zip(part, given, strict=True))
+                given = store.put(zip(part, given, strict=True))
             responses.update({(response.item_id, direction): response for response in given})
             if progress:
                 progress(len(responses), total)
@@ -294,7 +305,7 @@ def _ask_together(umm: UMM, items: Sequence[Item], direction: Direction, *, seed
         texts = umm.answer(prompts, seeds=seeds)
         return [Response(i.id, direction, text=text) for i, text in zip(items, texts, strict=True)]
     images = umm.draw(prompts, seeds=seeds)
-    return [Response(i.id, direction, image=image) for i, image in zip(items, images, strict=True)]
+    return [Response(i.id, direction, picture=image) for i, image in zip(items, images, strict=True)]
 
 
 def _check_errors(responses: dict[Key, Response], total: int) -> None:

@@ -126,7 +126,7 @@ def write_facts(path: Path, facts: Sequence[Fact]) -> None:
     """
     text = "".join(json.dumps(_row(fact), ensure_ascii=False) + "\n" for fact in facts)
     items = [item for fact in facts for _, items in _probes(fact) for item in items]
-    lost = any(item.reference_images or item.tags for item in items)
+    lost = any(item.references or item.tags for item in items)
     if lost or facts_hash(parse_facts(text, source=str(path))) != facts_hash(facts):
         raise ValueError(f"{path}: reading the file would not give the same facts")
     write_text(path, text)

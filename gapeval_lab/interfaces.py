@@ -191,6 +191,18 @@ class UMM(Protocol):
 
 
 @runtime_checkable
+class Weightless(Protocol):
+    """A UMM whose weights are out of reach: it is measured, and interventions are refused.
+
+    Its `backbone` and, where it gives no likelihoods, its `loss` raise a UserError.
+    """
+
+    def identity(self) -> str:
+        """What stands for the weights' fingerprint: a hash of all that tells it from others."""
+        ...
+
+
+@runtime_checkable
 class Savable(Protocol):
     """A UMM that can also be written to disk."""
 

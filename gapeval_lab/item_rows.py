@@ -1,13 +1,12 @@
 """One phase as rows, an item each, with the pictures beside them. Reads evaluations, never a model."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image
-
 from gapeval_lab.evaluate import Evaluation
-from gapeval_lab.items import Direction, Fact, Item, png_bytes
+from gapeval_lab.items import Direction, Fact, Item, Picture, PictureFile, opened, png_bytes
 from gapeval_lab.outcome import DrawnBy, ItemRow, ReasonedRow
 from gapeval_lab.quality import ProbeState, drawn_by, probes
 
@@ -21,12 +20,12 @@ def item_rows(
         told = evaluation.responses.get((item.id, Direction.UNDERSTANDING))
         drawn = evaluation.responses.get((item.id, Direction.GENERATION))
         verdicts = {d: evaluation.verdicts.get((item.id, d)) for d in Direction}
-        shown = (*item.understand.images, *item.generate.images)
+        shown = (*item.understand.pictures, *item.generate.pictures)
         name = f"{_file_name(item.id)}.png"
-        picture = f"pictures/{phase}/{name}" if work and drawn and drawn.image else None
+        picture = f"pictures/{phase}/{name}" if work and drawn and drawn.picture else None
         input_picture = f"pictures/input/{name}" if work and shown else None
-        if work and picture and drawn and drawn.image:
-            _write(work / picture, drawn.image)
+        if work and picture and drawn and drawn.picture:
+            _write(work / picture, drawn.picture)
         if work and input_picture and phase == "before":
             _write(work / input_picture, shown[0])
         und, gen = verdicts[Direction.UNDERSTANDING], verdicts[Direction.GENERATION]
@@ -68,13 +67,13 @@ def reasoned_rows(
                 response = evaluation.responses[item.id, Direction.GENERATION]
                 verdict = evaluation.verdicts[item.id, Direction.GENERATION]
                 name = f"pictures/{protocol}/{phase}/{_file_name(item.id)}.png"
-                if response.image is not None:
-                    _write(work / name, response.image)
+                if response.picture is not None:
+                    _write(work / name, response.picture)
                 drawn[protocol] = DrawnBy(
                     prompt=prompts.get(protocol, {}).get(item.id, item.generate.text),
                     correct=verdict.correct,
                     reason=verdict.reason,
-                    picture=name if response.image is not None else None,
+                    picture=name if response.picture is not None else None,
                 )
             rows.append(
                 ReasonedRow(fact=fact.id, probe=item.id, phase=phase, written=written[item.id], drawn=drawn)
@@ -82,9 +81,13 @@ def reasoned_rows(
     return rows
 
 
-def _write(file: Path, picture: Image.Image) -> None:
+def _write(file: Path, picture: Picture) -> None:
+    """As PNG; one that lies on disk as such is copied."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(png_bytes(picture))
+    if isinstance(picture, PictureFile) and picture.path.suffix == ".png":
+        shutil.copyfile(picture.path, file)
+    else:
+        file.write_bytes(png_bytes(opened(picture)))
 
 
 def _file_name(identity: str) -> str:

@@ -1,6 +1,7 @@
 """Frozen values that travel between models, benchmarks, judges and interventions.
 
-Knows nothing of torch, MLflow, files or any particular model.
+Knows nothing of torch, MLflow or any particular model. Pictures may lie in files and are then read
+when they are looked at, so that thousands of items take little memory.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -36,6 +38,41 @@ def image_digest(image: Image.Image) -> str:
 
 
 @dataclass(frozen=True)
+class PictureFile:
+    """A picture on disk, in any format that Pillow reads."""
+
+    path: Path
+
+    def open(self) -> Image.Image:
+        """The picture, RGB; read anew at each call.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        with Image.open(self.path) as image:
+            return image.convert("RGB")
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the file's bytes."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+
+Picture = Image.Image | PictureFile
+"""A picture in memory, or one that is read when it is looked at."""
+
+
+def opened(picture: Picture) -> Image.Image:
+    """The picture itself."""
+    return picture.open() if isinstance(picture, PictureFile) else picture
+
+
+def picture_digest(picture: Picture) -> str:
+    """Content hash; a file and the same picture in memory have different ones."""
+    return picture.digest if isinstance(picture, PictureFile) else image_digest(picture)
+
+
+@dataclass(frozen=True)
 class Prompt:
     """What a model is asked: text, and the pictures that come before it.
 
@@ -43,12 +80,17 @@ class Prompt:
     """
 
     text: str
-    images: tuple[Image.Image, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        """The pictures, to be looked at; those on disk are read at each call."""
+        return tuple(opened(picture) for picture in self.pictures)
 
     @cached_property
     def digest(self) -> str:
         """Content hash: equal prompts, equal digests, in any process."""
-        parts = [self.text, *(image_digest(image) for image in self.images)]
+        parts = [self.text, *(picture_digest(picture) for picture in self.pictures)]
         return hashlib.sha256("\x00".join(parts).encode()).hexdigest()
 
 
@@ -64,7 +106,7 @@ class Item:
         generate: the same question, to be answered by drawing.
         accepted: every text answer that counts as right; the first one is the reference.
         target: what a right picture must show, in the words of the benchmark's own judge.
-        reference_images: pictures that would be right (for people, and for judges that look).
+        references: pictures that would be right (for people, and for judges that look).
         choices: the options offered, if the question is a multiple choice.
         tags: what is known of the item (teaching group, split, ...), for tables and filters.
     """
@@ -76,9 +118,14 @@ class Item:
     generate: Prompt
     accepted: tuple[str, ...]
     target: Mapping[str, Any] = field(default_factory=dict)
-    reference_images: tuple[Image.Image, ...] = ()
+    references: tuple[Picture, ...] = ()
     choices: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def reference_images(self) -> tuple[Image.Image, ...]:
+        """The references, to be looked at; those on disk are read at each call."""
+        return tuple(opened(picture) for picture in self.references)
 
     def prompt(self, direction: Direction) -> Prompt:
         """The prompt of one direction."""
@@ -118,8 +165,13 @@ class Response:
     item_id: str
     direction: Direction
     text: str | None = None
-    image: Image.Image | None = None
+    picture: Picture | None = None
     error: str | None = None
+
+    @property
+    def image(self) -> Image.Image | None:
+        """The picture, to be looked at; one on disk is read at each call."""
+        return None if self.picture is None else opened(self.picture)
 
 
 @dataclass(frozen=True)

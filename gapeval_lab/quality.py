@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gapeval_lab.evaluate import Evaluation
 from gapeval_lab.gap.records import Estimate
-from gapeval_lab.items import Direction, Fact, Item
+from gapeval_lab.items import Direction, Fact, Item, opened
 from gapeval_lab.outcome import QUALITIES, EditQuality, FactQuality, ProtocolQuality, QualityCell
 from gapeval_lab.reasoning import Reasoned
 from gapeval_lab.sections import DIRECT
@@ -159,9 +159,11 @@ def _pixel_distance(facts: Sequence[Fact], before: ProbeState, after: ProbeState
         for item in fact.neighbours:
             key = (item.id, Direction.GENERATION)
             one, two = before.evaluation.responses.get(key), after.evaluation.responses.get(key)
-            if one is None or two is None or one.image is None or two.image is None:
+            if one is None or two is None or one.picture is None or two.picture is None:
                 continue
-            first, second = (np.asarray(image, dtype=float) for image in (one.image, two.image))
+            first, second = (np.asarray(opened(one), dtype=float) for one in (one.picture, two.picture))
+            if first.shape != second.shape:
+                continue
             distances.append(float(np.abs(first - second).mean() / 255))
     return float(np.mean(distances)) if distances else None
 

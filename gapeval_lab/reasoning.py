@@ -106,7 +106,7 @@ def reason(
             if (words := _drawing_prompt(template, answers[item.id], fact, item)) is not None
         }
         asked = [
-            replace(item, generate=Prompt(prompts[name][item.id], item.generate.images))
+            replace(item, generate=Prompt(prompts[name][item.id], item.generate.pictures))
             if item.id in prompts[name]
             else item
             for _, item in known

@@ -10,9 +10,10 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from gapeval_lab.bench import Bench
-from gapeval_lab.delta import WeightDelta, fingerprint, placebo
+from gapeval_lab.bench import Bench, weights_of
+from gapeval_lab.delta import WeightDelta, placebo
 from gapeval_lab.delta_file import Origin, Part
 from gapeval_lab.errors import SafetyError
 from gapeval_lab.evaluate import ResponseStore, store_key
@@ -41,9 +42,13 @@ class Runner:
         self.work = work
         self.on_stage = on_stage
         self.on_progress = on_progress
-        self.root = bench.umm.backbone().root
         self.seed = bench.loaded.recipe.seed
         self.began = datetime.datetime.now(datetime.UTC)
+
+    @property
+    def root(self) -> Any:
+        """The module that deltas are applied to."""
+        return self.bench.umm.backbone().root
 
     def run(self) -> Outcome:
         """All phases, then the Outcome, saved in the working folder.
@@ -112,7 +117,7 @@ class Runner:
 
     def _measure(self, phase: str, place: Path, *, facts: bool = True) -> Measured:
         """The state of the model as it is now; responses are kept in `place`."""
-        key = store_key(self.bench.umm, weights=fingerprint(self.root), seed=self.seed)
+        key = store_key(self.bench.umm, weights=weights_of(self.bench.umm), seed=self.seed)
         return measure(
             self.bench,
             store=ResponseStore(place / key),
@@ -121,7 +126,7 @@ class Runner:
         )
 
     def _verify(self, what: str) -> None:
-        now = fingerprint(self.root)
+        now = weights_of(self.bench.umm)
         if now != self.bench.weights:
             raise SafetyError(
                 f"the model's weights changed by {what}: fingerprint {now[:16]}, "
@@ -131,7 +136,7 @@ class Runner:
     def _finish(self, course: Course) -> Outcome:
         """Reports, pictures and the Outcome, all in the working folder."""
         with self._phase("report"):
-            outcome = record(self.bench, course, weights=fingerprint(self.root), work=self.work)
+            outcome = record(self.bench, course, weights=weights_of(self.bench.umm), work=self.work)
         seconds = {name: round(value, 3) for name, value in self.bench.seconds.items()}
         outcome = outcome.model_copy(update={"seconds": seconds})
         write_text(self.work / "recipe.yaml", self.bench.loaded.text)

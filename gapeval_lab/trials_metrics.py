@@ -57,7 +57,7 @@ def _pretended(bench: Bench, correct: bool) -> Measured:
         keys = [(item.id, direction) for item in items for direction in directions]
         return Evaluation(
             tuple(items),
-            {key: Response(*key, text="", image=blank) for key in keys},
+            {key: Response(*key, text="", picture=blank) for key in keys},
             {key: Verdict(*key, correct) for key in keys},
         )
 

@@ -87,7 +87,7 @@ def timed(work: Callable[[], list[Any]]) -> Timed:
 def verdicts(items: Sequence[Item], answers: Sequence[Any], direction: Direction) -> list[bool | None]:
     told = direction is Direction.UNDERSTANDING
     responses = [
-        Response(item.id, direction, text=answer if told else None, image=None if told else answer)
+        Response(item.id, direction, text=answer if told else None, picture=None if told else answer)
         for item, answer in zip(items, answers, strict=True)
     ]
     return [verdict.correct for verdict in Exact()(list(zip(items, responses, strict=True)))]
@@ -135,7 +135,7 @@ def main() -> None:
         )
         umm = settings.load()
     asked = spread(everything, arguments.items)
-    drawn = spread([item for item in everything if not item.generate.images], arguments.items)
+    drawn = spread([item for item in everything if not item.generate.pictures], arguments.items)
     seeds = range(len(drawn))
 
     # Once unmeasured: the first pass of anything pays for set-up.

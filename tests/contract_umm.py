@@ -94,7 +94,7 @@ class UMMContract:
                     assert answer.mode == "RGB"
                 # What is answered can be recorded as a response.
                 text, image = (answer, None) if isinstance(answer, str) else (None, answer)
-                Response("item", direction, text=text, image=image)
+                Response("item", direction, text=text, picture=image)
 
     def test_batching_and_order_change_nothing(self, umm: UMM) -> None:
         prompts = self.prompts()

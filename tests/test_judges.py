@@ -111,7 +111,7 @@ def test_the_kinds_of_targets_are_those_that_are_read() -> None:
 def test_a_picture_with_another_kind_of_target_is_not_scored(target: dict[str, str], readable: bool) -> None:
     image = render(Scene.of({0: Thing("red", "ring")})) if readable else Image.new("RGB", (48, 48), "red")
     item = Item("i", "c", "s", Prompt("?"), Prompt("!"), ("x",), target)
-    (verdict,) = Exact()([(item, Response("i", Direction.GENERATION, image=image))])
+    (verdict,) = Exact()([(item, Response("i", Direction.GENERATION, picture=image))])
     assert verdict.correct is None
     assert "reads no such target" in verdict.reason
 

@@ -44,7 +44,7 @@ def state(
         image = Image.new("RGB", (2, 2), ((shade or {}).get(item.id, 0),) * 3)
         text = (texts or {}).get(item.id, "same")
         responses[item.id, TEXT] = Response(item.id, TEXT, text=text)
-        responses[item.id, IMAGE] = Response(item.id, IMAGE, image=image)
+        responses[item.id, IMAGE] = Response(item.id, IMAGE, picture=image)
         for direction in Direction:
             correct = right.get((item.id, direction), False)
             verdicts[item.id, direction] = Verdict(item.id, direction, correct)

@@ -70,7 +70,7 @@ def test_every_item_can_be_asked_in_both_directions_and_its_truth_is_accepted(it
                 item,
                 Response(item.id, direction, text=item.reference_text)
                 if direction is Direction.UNDERSTANDING
-                else Response(item.id, direction, image=item.reference_images[0]),
+                else Response(item.id, direction, picture=item.references[0]),
             )
             for item in items
         ]

@@ -86,7 +86,7 @@ def to_item(question: Question, identity: str, tags: dict[str, str]) -> Item:
         generate=Prompt(question.generate, edited),
         accepted=question.answers,
         target=question.target,
-        reference_images=(render(draw_target(question.target)),),
+        references=(render(draw_target(question.target)),),
         tags={"operation": question.operation, "taught": question.taught, **tags},
     )
 

@@ -77,12 +77,13 @@ class Exact(BaseModel):
         return Verdict(item.id, response.direction, right, f"read as: {given or '(empty)'}")
 
     def _picture(self, item: Item, response: Response) -> Verdict:
-        if response.image is None:
+        image = response.image
+        if image is None:
             return Verdict(item.id, response.direction, None, "no picture")
         if not TARGETS & item.target.keys():
             kind = ", ".join(item.target) or "empty"
             return Verdict(item.id, response.direction, None, f"this judge reads no such target: {kind}")
-        reading = read_picture(response.image)
+        reading = read_picture(image)
         if reading.scene is None:
             return Verdict(item.id, response.direction, False, f"unreadable: {reading.problem}")
         right = shows(reading.scene, item.target)
