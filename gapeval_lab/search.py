@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import re
 import time
@@ -28,7 +29,7 @@ from gapeval_lab.search_sampler import grid
 from gapeval_lab.search_storage import open_place
 from gapeval_lab.search_study import SearchStudy, Taken, Worker, check_study, open_study, working
 from gapeval_lab.search_workers import crew, orphaned, shared_threads
-from gapeval_lab.study_settings import Grid, Search
+from gapeval_lab.study_settings import ALONE, Grid, Search, Wilcoxon
 from gapeval_lab.tracking_stop import Stopped, sigterm_raises
 from gapeval_lab.tracking_store import file_lock
 from gapeval_lab.trials_recipe import recipe_of_test
@@ -103,6 +104,7 @@ def run_search(plan: Plan, make: Make, *, say: Say) -> Summary:
     check_study(place, plan.study, plan.loaded, section)
     with sigterm_raises(), shared_threads(plan.workers), make() as trials:
         check_metrics(section.needs(), trials.metric_names())
+        _check_pruner(section, trials)
         study = plan.open()
         past = trials.past() if section.warm_start and not study.trials() else []
         study.prepare(plan.loaded, parent=trials.parent_id, past=past)
@@ -113,6 +115,21 @@ def run_search(plan: Plan, make: Make, *, say: Say) -> Summary:
             while _loop(study, trials, limit, plan=plan, say=say, tend=beside.tend) or beside.tend():
                 time.sleep(POLL_SECONDS)
         return _conclude(study, trials, plan)
+
+
+def _check_pruner(section: Search, trials: Trials) -> None:
+    """Refuse a signed-rank test that has too few pairs to become significant: n pairs reach 2^-n."""
+    pruner = section.pruner
+    if not isinstance(pruner, Wilcoxon):
+        return
+    metric = section.compared().name.removeprefix(ALONE)
+    pairs, needed = trials.pairs(metric), math.floor(-math.log2(pruner.p_threshold)) + 1
+    if pairs < needed:
+        raise UserError(
+            f"search.pruner: wilcoxon could stop no trial: '{metric}' is measured in {pairs} parts "
+            f"before a trial's last one, and p < {pruner.p_threshold:g} takes {needed}; name another metric, "
+            "raise p_threshold, or use median"
+        )
 
 
 def _join(plan: Plan, make: Make, say: Say) -> None:

@@ -141,7 +141,7 @@ class Wilcoxon(_Pruner):
     """
 
     use: Literal["wilcoxon"]
-    p_threshold: Probability = 0.1
+    p_threshold: Annotated[float, Field(gt=0, le=1)] = 0.1
     n_startup_steps: Annotated[int, Field(ge=0)] = 2
 
 

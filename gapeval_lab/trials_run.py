@@ -79,9 +79,10 @@ class RecipeTrials:
         """See `trials.Trials`."""
         return self._names
 
-    def parts(self) -> int:
+    def pairs(self, metric: str) -> int:
         """See `trials.Trials`."""
-        return len(self._plan)
+        told = metric.removeprefix("low/").removeprefix("high/").startswith("edit/")
+        return sum(bool(part.facts if told else part.items) for part in self._plan[:-1])
 
     def recipe_of(self, overrides: Mapping[str, Any]) -> LoadedRecipe:
         """See `trials.Trials`."""

@@ -89,8 +89,8 @@ class Trials(Protocol):
         """Every metric that a trial logs; known before any trial."""
         ...
 
-    def parts(self) -> int:
-        """How often `report` is called in a whole trial."""
+    def pairs(self, metric: str) -> int:
+        """In how many parts of a trial a metric is measured, without its last part, which is never cut."""
         ...
 
     def recipe_of(self, overrides: Mapping[str, Any]) -> LoadedRecipe:

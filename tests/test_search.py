@@ -421,6 +421,13 @@ def test_pruning_and_what_it_saves(pruner: str, tmp_path: Path) -> None:
     assert (unpruned.pruned, unpruned.saved) == (0, 0.0)
 
 
+def test_a_wilcoxon_test_that_can_never_stop_a_trial_is_refused(tmp_path: Path) -> None:
+    found = plan(tmp_path, "search.pruner={use: wilcoxon, p_threshold: 0.125}", trials=3)
+    with pytest.raises(UserError, match=r"^search.pruner: .*'score' is measured in 3 parts .* takes 4;"):
+        search(found)
+    assert not log(tmp_path, "start")
+
+
 def test_results(tmp_path: Path) -> None:
     found, trials = plan(tmp_path, trials=8), FakeTrials(tmp_path, 0.0)
     summary = search_with(found, trials)
