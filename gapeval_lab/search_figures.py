@@ -21,6 +21,9 @@ BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#999999"
 FEWEST = 2
 """Finished trials below which there is nothing to draw."""
 
+ACROSS = 3
+"""Parameters side by side in the slices."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -109,21 +112,24 @@ def draw_history(data: Points) -> Any:
         axes.set_ylabel(goal.name)
         if row == 0:
             axes.legend(loc="best", frameon=False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("trial")
     return figure
 
 
 def draw_slice(data: Points) -> Any:
-    """Every goal against every parameter."""
-    columns, rows = len(data.params), len(data.goals)
-    figure = _figure(1.0 + 2.4 * columns, 0.6 + 2.4 * rows)
-    for row, goal in enumerate(data.goals):
-        for column, param in enumerate(data.params):
-            axes = figure.add_subplot(rows, columns, row * columns + column + 1)
+    """Every goal against every parameter, a few side by side."""
+    columns = min(ACROSS, len(data.params))
+    rows = math.ceil(len(data.params) / columns)
+    figure = _figure(0.6 + 2.8 * columns, 0.2 + 2.2 * rows * len(data.goals))
+    for number, goal in enumerate(data.goals):
+        for place, param in enumerate(data.params):
+            place += number * rows * columns
+            axes = figure.add_subplot(rows * len(data.goals), columns, place + 1)
             _scatter(axes, data, param.positions, goal.positions)
             _scale(axes, param)
             axes.set_xlabel(param.name.removeprefix("intervention."))
-            if column == 0:
+            if place % columns == 0:
                 axes.set_ylabel(goal.name)
     return figure
 
@@ -221,7 +227,12 @@ def _scatter(axes: Any, data: Points, xs: list[Any], ys: list[Any]) -> None:
 
 def _scale(axes: Any, axis: Axis) -> None:
     if axis.log:
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
         axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if axis.ticks is not None:
         axes.set_xticks(list(axis.ticks), list(axis.ticks.values()))
 
