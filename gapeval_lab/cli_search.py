@@ -92,7 +92,8 @@ def _show(name: str, storage: str | None, folder: Path) -> None:
 
     journal = folder / f"{name}.journal" if storage is None else Path(storage).expanduser()
     if "://" not in str(storage) and not journal.is_file():
-        known = ", ".join(sorted(file.stem for file in journal.parent.glob("*.journal"))) or "none"
+        begun = [file.stem for file in journal.parent.glob("*.journal") if file.stat().st_size]
+        known = ", ".join(sorted(begun)) or "none"
         raise UserError(f"--show: there is no study '{name}', or no {short(journal)} (there are: {known})")
     _print(summary(load_study(open_place(storage, folder=folder, study=name, make=False), name)))
 
