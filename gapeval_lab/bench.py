@@ -27,6 +27,7 @@ from gapeval_lab.interfaces import (
 )
 from gapeval_lab.items import Fact, Item, image_digest, items_digest
 from gapeval_lab.lessons import lessons_of
+from gapeval_lab.protocols import needs_both
 from gapeval_lab.recipe import FactsNode, LoadedRecipe, Node, Recipe
 from gapeval_lab.splits import of_split
 
@@ -131,6 +132,12 @@ def load_bench(loaded: LoadedRecipe) -> Bench:
             f"evaluation.reasoning: {umm.name} does not both tell and draw; set it to null, or take another "
             "model"
         )
+    for name, node in recipe.evaluation.protocols.items():
+        if needs_both(node) and len(umm.directions) < 2:
+            raise UserError(
+                f"evaluation.protocols.{name}: {umm.name} does not both tell and draw, as {node.use} needs; "
+                "take it out, or take another model"
+            )
     for stage in stages:
         _check(stage, umm)
     seconds = {"load": time.monotonic() - began}

@@ -13,7 +13,7 @@ from gapeval_lab.errors import UserError
 if TYPE_CHECKING:
     from gapeval_lab.delta_file import Head, Origin, ScaledFile
     from gapeval_lab.interfaces import UMM
-    from gapeval_lab.report import Row
+    from gapeval_lab.report_cells import Row
     from gapeval_lab.stored_deltas import Stored
 
 WIDTH = 160  # columns, where there is no terminal to ask
@@ -52,7 +52,7 @@ def show(ref: Ref, model: Model = None) -> None:
     """Print what a delta touches: shapes, ranks, norms, leading singular values."""
     from gapeval_lab.delta import WeightDelta
     from gapeval_lab.delta_measures import spectrum, stable_rank
-    from gapeval_lab.report import Row
+    from gapeval_lab.report_cells import Row
 
     given, head = _resolve(ref)
     delta = WeightDelta.load(given.path).scaled(given.scale)
@@ -85,7 +85,7 @@ def compare(one: Ref, other: Ref) -> None:
     """Print what two deltas share: cosines, and angles between what they read and what they write."""
     from gapeval_lab.delta import WeightDelta
     from gapeval_lab.delta_measures import interference
-    from gapeval_lab.report import Row
+    from gapeval_lab.report_cells import Row
 
     deltas = [WeightDelta.load(given.path).scaled(given.scale) for given, _ in map(_resolve, (one, other))]
     found = interference(*deltas)
@@ -256,6 +256,6 @@ def _angles(angles: Sequence[float] | None) -> str:
 
 
 def _print_table(title: str, columns: Sequence[str], rows: "Sequence[Row]") -> None:
-    from gapeval_lab.report import draw_rows
+    from gapeval_lab.report_cells import draw_rows
 
     wide_console(WIDTH).print(draw_rows(title, columns, rows))

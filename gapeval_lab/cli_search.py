@@ -99,7 +99,7 @@ def _show(name: str, storage: str | None, folder: Path) -> None:
 
 
 def _print(found: "Summary") -> None:
-    from gapeval_lab.report import Row, draw_rows
+    from gapeval_lab.report_cells import Row, draw_rows
     from gapeval_lab.search_report import told
 
     console = wide_console(WIDTH)
@@ -148,7 +148,7 @@ def _counts(found: "Summary") -> str:
 
 
 def _print_importances(importances: Mapping[str, Mapping[str, float]]) -> None:
-    from gapeval_lab.report import Row, draw_rows
+    from gapeval_lab.report_cells import Row, draw_rows
 
     names = list(dict.fromkeys(name for found in importances.values() for name in found))
     rows = [

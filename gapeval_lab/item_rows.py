@@ -21,13 +21,13 @@ def item_rows(
         drawn = evaluation.responses.get((item.id, Direction.GENERATION))
         verdicts = {d: evaluation.verdicts.get((item.id, d)) for d in Direction}
         shown = (*item.understand.pictures, *item.generate.pictures)
-        name = f"{_file_name(item.id)}.png"
+        name = f"{file_name(item.id)}.png"
         picture = f"pictures/{phase}/{name}" if work and drawn and drawn.picture else None
         input_picture = f"pictures/input/{name}" if work and shown else None
         if work and picture and drawn and drawn.picture:
-            _write(work / picture, drawn.picture)
+            write_picture(work / picture, drawn.picture)
         if work and input_picture and phase == "before":
-            _write(work / input_picture, shown[0])
+            write_picture(work / input_picture, shown[0])
         und, gen = verdicts[Direction.UNDERSTANDING], verdicts[Direction.GENERATION]
         rows.append(
             ItemRow(
@@ -66,9 +66,9 @@ def reasoned_rows(
             for protocol, evaluation in drawn_by(state).items():
                 response = evaluation.responses[item.id, Direction.GENERATION]
                 verdict = evaluation.verdicts[item.id, Direction.GENERATION]
-                name = f"pictures/{protocol}/{phase}/{_file_name(item.id)}.png"
+                name = f"pictures/{protocol}/{phase}/{file_name(item.id)}.png"
                 if response.picture is not None:
-                    _write(work / name, response.picture)
+                    write_picture(work / name, response.picture)
                 drawn[protocol] = DrawnBy(
                     prompt=prompts.get(protocol, {}).get(item.id, item.generate.text),
                     correct=verdict.correct,
@@ -81,7 +81,7 @@ def reasoned_rows(
     return rows
 
 
-def _write(file: Path, picture: Picture) -> None:
+def write_picture(file: Path, picture: Picture) -> None:
     """As PNG; one that lies on disk as such is copied."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(picture, PictureFile) and picture.path.suffix == ".png":
@@ -90,6 +90,6 @@ def _write(file: Path, picture: Picture) -> None:
         file.write_bytes(png_bytes(opened(picture)))
 
 
-def _file_name(identity: str) -> str:
+def file_name(identity: str) -> str:
     """An item's id as a file name."""
     return "".join(mark if mark.isalnum() or mark in "-_." else "_" for mark in identity)

@@ -4,38 +4,40 @@ Knows a bench and the model as it is now; nothing of phases, of trials or of wha
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gapeval_lab.bench import Bench
 from gapeval_lab.evaluate import Evaluation, Progress, ResponseStore, evaluate
 from gapeval_lab.items import Example, Fact
+from gapeval_lab.protocols import ByProtocol, ask_by
 from gapeval_lab.quality import SIDES, ProbeState, Side, probes
 from gapeval_lab.reasoning import Reasoned, reason
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One state: the benchmark's evaluation and, where there are facts, their probes."""
+    """One state: the benchmark's evaluation, where there are facts their probes, and further protocols."""
 
     evaluation: Evaluation
     probes: ProbeState | None
+    protocols: Mapping[str, ByProtocol] = field(default_factory=dict)
 
 
 def measure(
-    bench: Bench, *, store: ResponseStore | None = None, facts: bool = True, progress: Progress | None = None
+    bench: Bench, *, store: ResponseStore | None = None, whole: bool = True, progress: Progress | None = None
 ) -> Measured:
-    """Ask the benchmark, and the facts' probes, of the model as it is now.
+    """Ask the benchmark, the facts' probes and what further protocols there are, of the model as it is now.
 
     Args:
         bench: model, items, facts, judge; the recipe's seed and batch.
         store: where finished responses lie and go.
-        facts: whether the facts are asked too.
+        whole: also the facts and the further protocols; controls do without.
         progress: told after each batch.
     """
     recipe = bench.loaded.recipe
-    asked = probes(bench.facts) if facts else []
-    whole = evaluate(
+    asked = probes(bench.facts) if whole else []
+    found = evaluate(
         bench.umm,
         [*bench.items, *asked],
         judge=bench.judge,
@@ -44,11 +46,23 @@ def measure(
         chunk=recipe.evaluation.batch,
         progress=progress,
     )
-    evaluation = Evaluation(tuple(bench.items), whole.responses, whole.verdicts)
-    if not asked:
+    evaluation = Evaluation(tuple(bench.items), found.responses, found.verdicts)
+    if not whole:
         return Measured(evaluation, None)
+    ways = ask_by(
+        recipe.evaluation.protocols,
+        bench.umm,
+        evaluation,
+        judge=bench.judge,
+        seed=recipe.seed,
+        store=store,
+        chunk=recipe.evaluation.batch,
+        progress=progress,
+    )
+    if not asked:
+        return Measured(evaluation, None, ways)
     written = reasoned(bench, store=store, progress=progress)
-    return Measured(evaluation, ProbeState(whole, logprobs(bench), written))
+    return Measured(evaluation, ProbeState(found, logprobs(bench), written), ways)
 
 
 def reasoned(

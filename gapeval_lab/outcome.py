@@ -115,6 +115,66 @@ QUALITIES = ("reliability", "generalisation", "locality", "portability")
 """The shares of `EditQuality`, in the order in which they are told."""
 
 
+class ProtocolState(Record):
+    """A benchmark asked by one protocol, in one state of the model; None where it was not scored.
+
+    Attributes:
+        understanding, generation, gap: means over categories; of several samples, their means.
+        over_direct: each minus what the direct way gives on the same items, paired.
+        passed: side -> pass@k, of several samples alone.
+        agreement: side -> share of answers of which the model's own verdict is the judge's; of a model that
+            judges itself alone.
+        alone: prompts that could not be asked so, and were asked directly.
+    """
+
+    understanding: Estimate | None
+    generation: Estimate | None
+    gap: Estimate | None
+    over_direct: dict[Literal["understanding", "generation", "gap"], Estimate] = {}
+    passed: dict[Literal["understanding", "generation"], Estimate] = {}
+    agreement: dict[Literal["understanding", "generation"], Estimate] = {}
+    alone: int = 0
+
+
+class ProtocolResult(Record):
+    """A benchmark asked by one protocol; see protocols.py.
+
+    Attributes:
+        name: the recipe's; use: which kind.
+        k: samples.
+        n: items scored in every sample of every state, directly too; unscored: the rest.
+        shift: after minus before, paired.
+    """
+
+    name: str
+    use: str
+    k: int
+    n: int
+    unscored: int
+    before: ProtocolState
+    after: ProtocolState | None = None
+    shift: dict[Literal["understanding", "generation", "gap"], Estimate] = {}
+
+
+class ProtocolRow(Record):
+    """One item in one direction, asked by a protocol: the way there, the last prompt, what came of it.
+
+    `asked` is empty for samples; where the model judges itself it is that question, and `step` its reply.
+    """
+
+    protocol: str
+    phase: Literal["before", "after"]
+    item: str
+    direction: Literal["understanding", "generation"]
+    asked: str
+    step: str
+    step_picture: str | None
+    answer: str | None
+    picture: str | None
+    correct: list[bool | None]
+    reason: str
+
+
 class EditQuality(Record):
     """Cross-modal quality of an intervention. Text and image never share a name."""
 
@@ -221,6 +281,8 @@ class Outcome(Record):
     engine_logs: list[str] = []  # files of what engines of others' making printed
     emergence: Emergence | None = None  # of a recipe with one intervention; else each stage has its own
     reasoned: list[ReasonedRow] = []  # of a recipe whose facts are drawn from what the model writes
+    protocols: list[ProtocolResult] = []  # of a recipe whose items are asked in other ways, too
+    protocol_rows: list[ProtocolRow] = []
     curves: dict[str, list[tuple[int, float]]]  # what the intervention logged while it fitted
     seconds: dict[str, float]  # phase -> wall time
     peak_memory_gib: float

@@ -17,7 +17,8 @@ from pydantic import ConfigDict, Field, StringConstraints, ValidationError, mode
 
 from gapeval_lab import registry
 from gapeval_lab.errors import UserError
-from gapeval_lab.sections import Evaluation, Strict, Text
+from gapeval_lab.evaluation_settings import Evaluation
+from gapeval_lab.sections import Strict, Text
 from gapeval_lab.shipped import find_file, read_text
 from gapeval_lab.space import check
 from gapeval_lab.study_settings import Search

@@ -18,13 +18,13 @@ from gapeval_lab.fitting import DELTA, Curves, Fitted, rounding
 from gapeval_lab.gap.records import GapReport, ShiftReport
 from gapeval_lab.gap.score import gap_report
 from gapeval_lab.gap.shift import shift_report
-from gapeval_lab.gap.table import ItemVerdict, cells
+from gapeval_lab.gap.table import cells
 from gapeval_lab.interfaces import ADAPTER, ENGINE_LOG, side_of
 from gapeval_lab.item_rows import item_rows, reasoned_rows
-from gapeval_lab.items import Direction
 from gapeval_lab.measuring import Measured
 from gapeval_lab.outcome import Outcome, PhaseResult
 from gapeval_lab.outcome import Stage as StageRecord
+from gapeval_lab.protocol_record import protocol_results, protocol_rows, verdicts
 from gapeval_lab.provenance import git_revision, peak_memory_gib, versions
 from gapeval_lab.quality import ProbeState, Side, edit_quality, held
 
@@ -75,6 +75,11 @@ def record(bench: Bench, course: Course, *, weights: str, work: Path, trial: boo
             reasoned += reasoned_rows("before", bench.facts, first.probes, work=work)
             reasoned += reasoned_rows("after", bench.facts, after.probes, work=work)
         quality = edit_quality(bench.facts, first.probes, after.probes, edited=bench.direction, seed=seed)
+    protocols = [] if trial else protocol_results(bench, first, after)
+    protocol_rows_of = []
+    if protocols:
+        protocol_rows_of += protocol_rows("before", first, work=work)
+        protocol_rows_of += protocol_rows("after", after, work=work) if after else []
     stages, kept_before = _stages(bench, course)
     return Outcome(
         run_id=f"{loaded.recipe.name}-{course.began:%Y%m%dT%H%M%S}-{bench.key[:6]}",
@@ -118,6 +123,8 @@ def record(bench: Bench, course: Course, *, weights: str, work: Path, trial: boo
         ],
         emergence=fitted[0].emergence if len(fitted) == 1 else None,
         reasoned=reasoned,
+        protocols=protocols,
+        protocol_rows=protocol_rows_of,
         curves=_joined(fitted),
         seconds={name: round(value, 3) for name, value in bench.seconds.items()},
         peak_memory_gib=round(peak_memory_gib(), 3),
@@ -138,18 +145,6 @@ def record(bench: Bench, course: Course, *, weights: str, work: Path, trial: boo
 def targets(bench: Bench) -> list[str]:
     """The categories that the facts belong to."""
     return sorted({fact.edit.category for fact in bench.facts})
-
-
-def verdicts(evaluation: Evaluation) -> list[ItemVerdict]:
-    """One per item, in order."""
-    return [
-        ItemVerdict(
-            item.category,
-            evaluation.correct(item, Direction.UNDERSTANDING),
-            evaluation.correct(item, Direction.GENERATION),
-        )
-        for item in evaluation.items
-    ]
 
 
 def _stages(bench: Bench, course: Course) -> tuple[list[StageRecord], list[dict[Side, float | None]]]:

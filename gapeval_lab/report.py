@@ -4,7 +4,6 @@ Reads Outcomes only, never a live model.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from rich.console import Group
@@ -14,38 +13,18 @@ from rich.text import Text
 from gapeval_lab.gap.records import DirectionShift, Estimate, GapReport, ShiftReport
 from gapeval_lab.outcome import QUALITIES, EditQuality, Emergence, Outcome
 from gapeval_lab.repeats import repeats_data
+from gapeval_lab.report_cells import MINUS, Row, draw_rows, percent, signed, spread
+from gapeval_lab.report_protocols import (
+    ITEM_PROTOCOL_COLUMNS,
+    PROTOCOL_COLUMNS,
+    item_protocol_data,
+    item_protocol_note,
+    protocol_data,
+    protocol_note,
+)
 
-MINUS = "−"  # a real minus sign, as wide as the plus
 SIGNIFICANT = 0.05
 NOTABLE_LOSS = 1e-3  # of a delta, in rounding
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table: its label and its cells."""
-
-    label: str
-    cells: tuple[str, ...]
-    strong: bool = False
-
-
-def signed(value: float) -> str:
-    """Three decimals with a sign; an exact 0 has none."""
-    if value == 0:
-        return "0"
-    text = f"{value:+.3f}"
-    return "0.000" if float(text) == 0 else text.replace("-", MINUS)
-
-
-def spread(estimate: Estimate, *, sign: bool = True) -> str:
-    """A number with its interval."""
-    write = signed if sign else lambda value: f"{value:.3f}".replace("-", "−")
-    return f"{write(estimate.value)} [{write(estimate.low)}, {write(estimate.high)}]"
-
-
-def percent(estimate: Estimate) -> str:
-    """A share as a percentage, with its interval."""
-    return f"{100 * estimate.value:.0f} % [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
 
 
 def verdict(shift: Estimate) -> str:
@@ -205,34 +184,6 @@ def quality_data(quality: EditQuality) -> list[Row]:
 QUALITY_COLUMNS = ("probes", "before", "after")
 
 
-def protocol_data(quality: EditQuality) -> list[Row]:
-    """Facts drawn directly and from what the model wrote first, side by side in each measure."""
-    rows = []
-    for name in QUALITIES:
-        for protocol in quality.protocols:
-            cell, over = protocol.cells.get(name), protocol.over_direct.get(name)
-            if cell is not None:
-                shares = (str(cell.n), percent(cell.before), percent(cell.after))
-                rows.append(Row(f"{name}/{protocol.name}", (*shares, spread(over) if over else "")))
-    return rows
-
-
-PROTOCOL_COLUMNS = ("probes", "before", "after", "after, over direct")
-
-
-def protocol_note(quality: EditQuality) -> str:
-    """What the table of protocols leaves open; empty where there is nothing to say."""
-    said = []
-    if not any(protocol.cells for protocol in quality.protocols):
-        said.append("no drawing was scored")
-    said += [
-        f"{protocol.name}: nothing written for {protocol.unwritten} drawings after, so asked for directly"
-        for protocol in quality.protocols
-        if protocol.unwritten
-    ]
-    return "; ".join(said)
-
-
 def told_and_drawn(shares: Mapping[Literal["text", "image"], float | None]) -> str:
     """Both sides' shares in one cell."""
     sides = (shares.get("text"), shares.get("image"))
@@ -271,19 +222,6 @@ def emergence_data(emergence: Emergence) -> list[Row]:
 
 
 EMERGENCE_COLUMNS = ("50 % after", "90 % after", "in the end")
-
-
-def draw_rows(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Table:
-    """Rows as a table."""
-    table = Table(
-        title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False
-    )
-    table.add_column("")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(row.label, *row.cells, style="bold" if row.strong else None)
-    return table
 
 
 def retention_data(outcome: Outcome) -> list[Row]:
@@ -335,6 +273,11 @@ def draw_outcome(outcome: Outcome) -> Group:
             parts += [Text(), draw_rows(title, PROTOCOL_COLUMNS, rows)]
             if note := protocol_note(outcome.quality):
                 parts.append(Text(note, style="dim"))
+    if outcome.protocols:
+        rows = item_protocol_data(outcome)
+        parts += [Text(), draw_rows("Asked in other ways", ITEM_PROTOCOL_COLUMNS, rows)]
+        if note := item_protocol_note(outcome):
+            parts.append(Text(note, style="dim"))
     for name, emergence in outcome.trainings().items():
         number = name.partition("/")[2]
         later = f", intervention {number}" if number else ""

@@ -93,11 +93,11 @@ class Runner:
         sham: Measured | None = None
         if controls.identity:
             with self._phase("identity"), total.scaled(0.0).applied(self.root):
-                identity = self._measure("identity", self.work / "identity", facts=False)
+                identity = self._measure("identity", self.work / "identity", whole=False)
             self._verify("the identity control")
         if controls.placebo:
             with self._phase("placebo"), placebo(total, seed=self.seed + PLACEBO_SEED).applied(self.root):
-                sham = self._measure("placebo", self.work / "placebo", facts=False)
+                sham = self._measure("placebo", self.work / "placebo", whole=False)
             self._verify("the placebo control")
         return self._finish(Course(self.began, states, fitted, total, placebo=sham, identity=identity))
 
@@ -115,13 +115,13 @@ class Runner:
         yield name
         self.bench.seconds[name] = time.monotonic() - began
 
-    def _measure(self, phase: str, place: Path, *, facts: bool = True) -> Measured:
+    def _measure(self, phase: str, place: Path, *, whole: bool = True) -> Measured:
         """The state of the model as it is now; responses are kept in `place`."""
         key = store_key(self.bench.umm, weights=weights_of(self.bench.umm), seed=self.seed)
         return measure(
             self.bench,
             store=ResponseStore(place / key),
-            facts=facts,
+            whole=whole,
             progress=functools.partial(self.on_progress, phase),
         )
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from gapeval_lab.gap.records import GapReport, OfficialGap
 from gapeval_lab.gap.score import PointGap, gap_report, point_gap
 from gapeval_lab.gap.table import read_rows
-from gapeval_lab.report import spread
+from gapeval_lab.report_cells import spread
 
 PAPER_ROWS = ("Instruction Following", "Numerical Perception", "World Knowledge", "Reasoning")
 _SEED = 0

@@ -1,4 +1,4 @@
-"""How a recipe's measuring is set: its section `evaluation`, and `reasoning` in it.
+"""What drawing from words is set to (`evaluation.reasoning`), and what sections of a recipe are made of.
 
 Checks what people wrote. Asks no model: `Reasoning` is carried out by reasoning.py.
 """
@@ -6,7 +6,7 @@ Checks what people wrote. Asks no model: `Reasoning` is carried out by reasoning
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -80,27 +80,3 @@ def _check(field: str, template: str, known: tuple[str, ...], needed: tuple[str,
     if needed and not set(needed) & set(held):
         wanted = " or ".join(f"{{{one}}}" for one in needed)
         raise ValueError(f"{field}: should hold {wanted}, what the model wrote; got {template!r}")
-
-
-class Evaluation(Strict):
-    """The protocol of a run.
-
-    Attributes:
-        batch: prompts per call of the model; changes speed, never answers.
-        items: size of a subset that keeps the categories' shares; None means all.
-        split: which half of the items, see splits.py; None means both.
-        categories: which categories are asked; None means all.
-        limit: at most this many items, the first ones, after everything else (for a quick look).
-        replicates: bootstrap and permutation replicates.
-        official: also compute the published estimator.
-        reasoning: also draw the facts' probes from what the model writes about them; None does not.
-    """
-
-    batch: Annotated[int, Field(ge=1)] = 32
-    items: Annotated[int, Field(ge=1)] | None = None
-    split: Literal["dev", "test"] | None = None
-    categories: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
-    limit: Annotated[int, Field(ge=1)] | None = None
-    replicates: Annotated[int, Field(ge=1)] = 10_000
-    official: bool = True
-    reasoning: Reasoning | None = None

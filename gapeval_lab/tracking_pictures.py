@@ -172,6 +172,7 @@ def archive(outcome: Outcome, folder: Path, file: Path) -> int:
         if name
     ]
     names += [one.picture for row in outcome.reasoned for one in row.drawn.values() if one.picture]
+    names += [name for row in outcome.protocol_rows for name in (row.step_picture, row.picture) if name]
     unique = list(dict.fromkeys(names))
     if unique:
         file.parent.mkdir(parents=True, exist_ok=True)

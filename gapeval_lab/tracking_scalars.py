@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from statistics import fmean
 
 from gapeval_lab.gap.records import GapReport, OfficialGap, ShiftReport
-from gapeval_lab.outcome import QUALITIES, EditQuality, Outcome, QualityCell
+from gapeval_lab.outcome import QUALITIES, EditQuality, Outcome, ProtocolResult, QualityCell
 from gapeval_lab.tracking_values import clean_key
 
 MANY_CATEGORIES = 6  # above it, intervals per category are left to the table
@@ -37,6 +37,8 @@ def scalars(outcome: Outcome) -> dict[str, float]:
     )
     if outcome.quality:
         found |= quality_scalars(outcome.quality)
+    for protocol in outcome.protocols:
+        found |= protocol_scalars(protocol)
     if outcome.placebo:
         found["placebo/gap_score"] = outcome.placebo.gap.gap.value
     for control, control_shift in (("placebo", outcome.placebo_shift), ("identity", outcome.identity_shift)):
@@ -115,6 +117,20 @@ def quality_scalars(quality: EditQuality) -> dict[str, float | None]:
     found["edit/locality_pixel_distance"] = quality.locality_pixel_distance
     found["edit/transfer_ratio"] = quality.transfer_ratio.value if quality.transfer_ratio else None
     return found
+
+
+def protocol_scalars(protocol: ProtocolResult) -> dict[str, float | None]:
+    """One protocol's last state and shift; intervals, and the state before, stand in a table."""
+    now, name = protocol.after or protocol.before, f"protocol/{protocol.name}"
+    gap, told, drawn = now.gap, now.understanding, now.generation
+    found = {
+        f"{name}/gap_score": gap.value if gap else None,
+        f"{name}/understanding": told.value if told else None,
+        f"{name}/generation": drawn.value if drawn else None,
+    }
+    found |= {f"{name}/pass_{side}": share.value for side, share in now.passed.items()}
+    found |= {f"{name}/agreement_{side}": share.value for side, share in now.agreement.items()}
+    return found | {f"{name}/delta_{what}": shift.value for what, shift in protocol.shift.items()}
 
 
 def _official(before: OfficialGap | None, after: OfficialGap | None) -> dict[str, float | None]:

@@ -9,11 +9,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from gapeval_lab.gap.records import Estimate
 from gapeval_lab.outcome import QUALITIES, ItemRow, Outcome
 
 ROUND = 4
+
+
+SIDES: tuple[Literal["understanding", "generation"], ...] = ("understanding", "generation")
+WHATS: tuple[Literal["understanding", "generation", "gap"], ...] = (*SIDES, "gap")
 
 
 @dataclass(frozen=True)
@@ -250,11 +255,53 @@ def reasoned(outcome: Outcome) -> Table | None:
     return Table("9_drawn_from_text", columns, rows)
 
 
+def item_protocols(outcome: Outcome) -> Table | None:
+    """The benchmark by each protocol, with intervals; None where the direct way is the only one."""
+    if not outcome.protocols:
+        return None
+    rows: list[list[Any]] = []
+    for protocol in outcome.protocols:
+        for name, state in (("before", protocol.before), ("after", protocol.after)):
+            if state is None:
+                continue
+            found: list[Estimate | None] = [state.understanding, state.generation, state.gap]
+            found += [state.over_direct.get(what) for what in WHATS]
+            found += [part.get(side) for part in (state.passed, state.agreement) for side in SIDES]
+            bounds = [(one.value, one.low, one.high) if one else (None,) * 3 for one in found]
+            counts = (protocol.k, protocol.n, protocol.unscored, state.alone)
+            rows.append(
+                [protocol.name, protocol.use, name, *counts, *(_number(x) for three in bounds for x in three)]
+            )
+    groups = (("", WHATS), ("over_direct_", WHATS), ("pass_", SIDES), ("agreement_", SIDES))
+    ends = ("", "_low", "_high")
+    named = tuple(f"{group}{what}{end}" for group, them in groups for what in them for end in ends)
+    columns = ("protocol", "use", "state", "samples", "items", "unscored", "asked_directly", *named)
+    return Table("10_item_protocols", columns, rows)
+
+
+def by_protocol(outcome: Outcome) -> Table | None:
+    """Every item as each protocol asked it; None where there is no protocol beside the direct one."""
+    if not outcome.protocol_rows:
+        return None
+    columns = (
+        *("item", "direction", "protocol", "state", "asked", "step", "answer", "verdicts", "why"),
+        *("step_picture", "picture"),
+    )
+    rows: list[list[Any]] = [
+        [
+            *(row.item, row.direction, row.protocol, row.phase, row.asked, row.step, row.answer),
+            *(", ".join(word(one) for one in row.correct), row.reason, row.step_picture, row.picture),
+        ]
+        for row in outcome.protocol_rows
+    ]
+    return Table("11_items_by_protocol", columns, rows)
+
+
 def tables(outcome: Outcome, found: Sequence[Pair]) -> list[Table]:
     """All tables but the pictures', which comes before them."""
     made = [category_shift(outcome)]
     if outcome.after:
         made.append(flips(found))
     made.append(items(found))
-    further = (facts, norms, retention, protocols, reasoned)
+    further = (facts, norms, retention, protocols, reasoned, item_protocols, by_protocol)
     return made + [table for one in further if (table := one(outcome))]

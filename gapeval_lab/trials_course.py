@@ -117,10 +117,10 @@ def course_of(
     course = Course(began, [before, after], fitted, total)
     if recipe.controls.identity:
         with total.scaled(0.0).applied(root):
-            course = replace(course, identity=measure(bench, facts=False))
+            course = replace(course, identity=measure(bench, whole=False))
     if recipe.controls.placebo:
         with placebo(total, seed=recipe.seed + PLACEBO_SEED).applied(root):
-            course = replace(course, placebo=measure(bench, facts=False))
+            course = replace(course, placebo=measure(bench, whole=False))
     laps("controls")
     return course
 

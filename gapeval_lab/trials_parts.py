@@ -17,8 +17,9 @@ from gapeval_lab.gap.shift import shift_report
 from gapeval_lab.gap.table import cells
 from gapeval_lab.items import Fact, Item
 from gapeval_lab.measuring import Measured
+from gapeval_lab.protocol_record import verdicts
 from gapeval_lab.quality import ProbeState, Side, edit_quality, probes
-from gapeval_lab.recording import targets, verdicts
+from gapeval_lab.recording import targets
 from gapeval_lab.study_settings import ALONE
 from gapeval_lab.tracking_scalars import gap_scalars, quality_scalars, rounded
 

@@ -47,6 +47,7 @@ def recipe_of_trial(
         *(() if placebo else ["controls.placebo=false"]),
         *(() if emergence or recipe.emergence is None else ["emergence=null"]),
         *(() if recipe.evaluation.reasoning is None else ["evaluation.reasoning=null"]),
+        *(["evaluation.protocols={}"] if recipe.evaluation.protocols else []),
     ]
     return _resolved(loaded, [*words(overrides), *on_half(recipe, "dev"), *lean])
 

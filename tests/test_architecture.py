@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "gapeval_lab"
 
 FOLDERS = ("models", "benchmarks", "judges", "interventions", "gap")
-FAMILIES = ("tracking", "delta", "cli", "search", "trials")  # one concern in several files
+FAMILIES = ("tracking", "delta", "cli", "search", "trials", "report")  # one concern in several files
 
 EVERYTHING = {"*"}
 PLUG_IN = {"delta", "files", "interfaces", "items", "errors"}
@@ -40,9 +40,11 @@ ARROWS: dict[str, set[str]] = {
     "space": {"sections", "registry", "errors", "validation"},
     "study_settings": {"sections", "space"},
     "sections": set(),
+    "protocol_settings": {"sections"},
+    "evaluation_settings": {"sections", "protocol_settings"},
     "recipe": {
         *("sections", "registry", "errors", "shipped", "space", "study_settings", "validation"),
-        *("yaml_file",),
+        *("yaml_file", "evaluation_settings"),
     },
     "gap": {"errors"},
     "catalogue": {"recipe", "errors", "shipped", "yaml_file"},
@@ -54,23 +56,28 @@ ARROWS: dict[str, set[str]] = {
     "interventions": PLUG_IN | {"validation"},
     # running
     "reasoning": {"evaluate", "sections", "interfaces", "items"},
+    "protocols": {"evaluate", "protocol_settings", "sections", "interfaces", "items"},
     "quality": {"evaluate", "gap", "outcome", "reasoning", "sections", "interfaces", "items", "errors"},
     "evaluate": {"delta", "gap", "outcome", "interfaces", "items", "errors", "files"},
     "provenance": set(),
     "splits": {"items", "errors"},
     "bench": {
         *("registry", "evaluate", "recipe", "delta", "facts", "fact_files", "lessons", "splits"),
-        *("interfaces", "items", "errors"),
+        *("interfaces", "items", "errors", "protocols"),
     },
     "stored_deltas": {"delta", "errors", "validation"},
     "merged": {"delta", "interfaces", "errors", "files"},
     "work_folder": {"fitting", "errors"},
     "item_rows": {"evaluate", "items", "outcome", "quality"},
     "emergence": {"bench", "evaluate", "gap", "recipe", "outcome", "quality", "interfaces", "items", "files"},
-    "measuring": {"bench", "evaluate", "quality", "reasoning", "items"},
+    "measuring": {"bench", "evaluate", "protocols", "quality", "reasoning", "items"},
+    "protocol_record": {
+        *("bench", "evaluate", "gap", "outcome", "item_rows", "measuring", "protocols", "protocol_settings"),
+        *("quality", "items"),
+    },
     "recording": {
         *("bench", "evaluate", "delta", "gap", "outcome", "quality", "provenance"),
-        *("fitting", "item_rows", "measuring"),
+        *("fitting", "item_rows", "measuring", "protocol_record"),
         *("interfaces", "items"),
     },
     "run": {
@@ -83,7 +90,8 @@ ARROWS: dict[str, set[str]] = {
     "tracked_run": {"bench", "outcome", "recording", "run", "tracking", "work_folder"},
     "trials": {
         *("bench", "evaluate", "recipe", "delta", "gap", "outcome", "quality", "fact_files", "splits"),
-        *("emergence", "fitting", "measuring", "recording", "run", "tracked_run", "tracking"),
+        *("emergence", "fitting", "measuring", "protocol_record", "recording", "run", "tracked_run"),
+        "tracking",
         "study_settings",
         *("interfaces", "items", "errors", "files", "validation"),
     },

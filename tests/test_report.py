@@ -6,7 +6,8 @@ import pytest
 from factories import make_outcome, with_protocols
 from rich.console import Console
 
-from gapeval_lab.report import draw_outcome, protocol_data, protocol_note
+from gapeval_lab.report import draw_outcome
+from gapeval_lab.report_protocols import protocol_data, protocol_note
 
 
 @pytest.fixture(scope="module")
