@@ -147,6 +147,7 @@ def test_defaults_of_plug_ins_stand_in_the_resolved_recipe():
             "replicates": 10_000,
             "official": True,
             "reasoning": None,
+            "protocols": {},
         },
         "emergence": None,
         "controls": {"identity": True, "placebo": True},
