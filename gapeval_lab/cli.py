@@ -12,6 +12,7 @@ import typer
 
 from gapeval_lab.cli_common import home, short, wide_console
 from gapeval_lab.cli_delta import app as delta_app
+from gapeval_lab.cli_export import export
 from gapeval_lab.cli_search import search
 from gapeval_lab.errors import SafetyError, UserError
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(delta_app, name="delta")
 app.command()(search)
+app.command()(export)
 
 RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="Name or path of a recipe.")]
 Overrides = Annotated[

@@ -20,9 +20,19 @@ Kind = Literal["models", "benchmarks", "judges", "interventions"]
 
 BUILT_IN: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
     {
-        "models": {"janus": "gapeval_lab.models.janus:Janus"},
-        "benchmarks": {"tinyworld": "gapeval_lab.benchmarks.tinyworld:TinyWorld"},
-        "judges": {"exact": "gapeval_lab.judges.exact:Exact"},
+        "models": {
+            "janus": "gapeval_lab.models.janus:Janus",
+            "replay": "gapeval_lab.models.replay:Replay",
+        },
+        "benchmarks": {
+            "gapeval": "gapeval_lab.benchmarks.gapeval:GapEval",
+            "realunify": "gapeval_lab.benchmarks.realunify:RealUnify",
+            "tinyworld": "gapeval_lab.benchmarks.tinyworld:TinyWorld",
+        },
+        "judges": {
+            "exact": "gapeval_lab.judges.exact:Exact",
+            "option_letter": "gapeval_lab.judges.option:OptionLetter",
+        },
         "interventions": {
             "alphaedit": "gapeval_lab.interventions.alphaedit:AlphaEdit",
             "easyedit": "gapeval_lab.interventions.easyedit:EasyEdit",

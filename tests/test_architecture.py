@@ -28,6 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "scene": set(),
     "files": {"errors"},
     "interfaces": {"items", "errors"},
+    "gapeval_layout": {"items", "errors"},
     "lessons": {"interfaces", "items", "errors", "validation"},
     "validation": set(),
     "shipped": {"errors", "validation"},
@@ -50,8 +51,8 @@ ARROWS: dict[str, set[str]] = {
     "catalogue": {"recipe", "errors", "shipped", "yaml_file"},
     "outcome": {"gap", "files"},
     # plug-ins: none imports another kind
-    "models": PLUG_IN,
-    "benchmarks": PLUG_IN | {"scene"},
+    "models": PLUG_IN | {"gapeval_layout", "validation"},
+    "benchmarks": PLUG_IN | {"scene", "gapeval_layout", "shipped", "yaml_file"},
     "judges": PLUG_IN | {"scene"},
     "interventions": PLUG_IN | {"validation"},
     # running
@@ -59,6 +60,7 @@ ARROWS: dict[str, set[str]] = {
     "protocols": {"evaluate", "protocol_settings", "sections", "interfaces", "items"},
     "quality": {"evaluate", "gap", "outcome", "reasoning", "sections", "interfaces", "items", "errors"},
     "evaluate": {"delta", "gap", "outcome", "interfaces", "items", "errors", "files"},
+    "export_gapeval": {"registry", "outcome", "gapeval_layout", "interfaces", "items", "errors", "files"},
     "provenance": set(),
     "splits": {"items", "errors"},
     "bench": {

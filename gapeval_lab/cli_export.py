@@ -1,0 +1,51 @@
+"""The command `gapeval-lab export`: parses, calls one function, prints. Heavy imports inside."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from gapeval_lab.cli_common import home, short
+from gapeval_lab.errors import UserError
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="A run, or an outcome's folder.")],
+    out: Annotated[Path, typer.Option(help="Folder: a new one, or a copy of the published set.")],
+    layout: Annotated[
+        Literal["gapeval"], typer.Option(help="How the folder is laid out: as GapEval is published.")
+    ] = "gapeval",
+    phase: Annotated[
+        Literal["before", "after"] | None,
+        typer.Option(help="Which answers (default: after the intervention, where there is one)."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name of the answers' folders (default: the model and the phase).")
+    ] = None,
+) -> None:
+    """Write a run's answers as folders that the benchmark's own scripts, and {use: replay}, read."""
+    from gapeval_lab.export_gapeval import export_run
+
+    folder = _folder(run)
+    done = export_run(folder, out, phase=phase, model=model)
+    print(
+        f"{done.items} items, answered {done.phase}: {done.texts} texts and {done.pictures} pictures in "
+        f"{short(out)}/data_*/{done.model} (layout {layout})"
+    )
+    print(f"a recipe measures them with: model: {{use: replay, root: {short(out)}, model: {done.model}}}")
+
+
+def _folder(run: str) -> Path:
+    """The folder of a run's outcome."""
+    from gapeval_lab.validation import did_you_mean
+
+    given = Path(run)
+    places = (given.parent if given.name == "outcome.json" else given, home() / "outcomes" / run)
+    found = next((place for place in places if (place / "outcome.json").is_file()), None)
+    if found is None:
+        known = [path.parent.name for path in (home() / "outcomes").glob("*/outcome.json")]
+        raise UserError(
+            f"run: '{run}' is neither a run nor an outcome's folder{did_you_mean(run, known)} (list them "
+            "with: gapeval-lab ls runs)"
+        )
+    return found
