@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from gapeval_lab.items import Direction, Item, Response, Verdict
 
-_LETTER = r"[\"'*_`$\\{\[(]*(?:text|boxed|mathbf)?[\"'*_`{\[(]*(?P<letter>[A-Za-z])(?![A-Za-z0-9'’])"
+_LETTER = r"[\"'*_`$\\{\[(]*(?:text|boxed|mathbf)?[\"'*_`{\[(]*(?P<letter>[A-Za-z])(?![A-Za-z0-9'’]|-\w)"
 _STATED = re.compile(
     r"\b(?:answers?|choices?|options?)\b[\s*_\"']*(?:\b(?:is|was|would\s+be|should\s+be|must\s+be)\b|[:=]|-)"
     r"[\s*_:\"']*(?:(?:the|option|choice|letter|answer)\b[\s:*_]*)*" + _LETTER,
@@ -33,7 +33,10 @@ _CORRECT = re.compile(
 )
 _LEADING = re.compile(r"^\s*(?:(?:option|choice|answer)\s+)?" + _LETTER, re.IGNORECASE)
 _BRACKETED = re.compile(r"[(\[](?P<letter>[A-Za-z])[)\]]")
-_ALONE = re.compile(r"(?<![A-Za-z0-9'’.])(?P<letter>[A-Z])(?![A-Za-z0-9'’])")
+_ALONE = re.compile(r"(?<![A-Za-z0-9'’.])(?P<letter>[A-Z])(?![A-Za-z0-9'’]|-\w)")
+_HEDGED = re.compile(
+    r"[)\]}*\"']*\s*(?:/|&|\band\b|\bor\b)\s*(?:option\s+)?[(\[*\"']*[A-Za-z](?![A-Za-z0-9'’])"
+)
 _DENIED = re.compile(
     r"\b(?:not|isn't|rather\s+than|neither|nor)\s+(?:option\s+)?\(?[A-Za-z]\b\)?", re.IGNORECASE
 )
@@ -50,22 +53,21 @@ def option_letter(text: str, choices: Sequence[str]) -> str | None:
     for pattern in (_STATED, _CHOSEN, _CORRECT):
         stated = [match for match in pattern.finditer(text) if _is_letter(match, text, choices)]
         if stated:
-            return stated[-1]["letter"].upper()
+            return None if _HEDGED.match(text, stated[-1].end()) else stated[-1]["letter"].upper()
     leading = _LEADING.match(text)
+    if leading and _HEDGED.match(text, leading.end()):
+        return None
     if leading and _stands_apart(leading, text) and _is_letter(leading, text, choices):
         return leading["letter"].upper()
     said = _plain(text)
     same = [ascii_uppercase[n] for n, choice in enumerate(choices) if _plain(choice) == said and said]
     if same:
         return same[0] if len(same) == 1 else None
-    for pattern in (_BRACKETED, _ALONE):
-        known = set(ascii_uppercase[: len(choices)])
-        letters = {
-            match["letter"].upper() for match in pattern.finditer(text) if _is_letter(match, text, choices)
-        }
-        if letters & known:
-            return letters.pop() if len(letters) == 1 else None
-    return None
+    bracketed = {match["letter"].upper() for match in _BRACKETED.finditer(text)}
+    alone = {match["letter"] for match in _ALONE.finditer(text) if _is_letter(match, text, choices)}
+    known = set(ascii_uppercase[: len(choices)])
+    letters = bracketed & known or alone & known
+    return letters.pop() if len(letters) == 1 else None
 
 
 def right_letter(item: Item) -> str | None:
@@ -120,7 +122,7 @@ def _is_letter(match: re.Match[str], text: str, choices: Sequence[str]) -> bool:
     letter, after = match["letter"], text[match.end() :]
     if letter.upper() not in ("A", "I") and (letter.isupper() or not re.match(r"\s+[a-z]", after)):
         return True
-    if re.match(r"\s*(?:$|[.):,;\]}*\"\n-])", after):
+    if re.match(r"\s*(?:$|[.):,;\]}*\"\n-])", after) or _HEDGED.match(after):
         return True
     own = ascii_uppercase.index(letter.upper())
     named = _plain(choices[own]) if own < len(choices) else ""
