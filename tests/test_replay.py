@@ -9,6 +9,7 @@ from typing import Any
 
 import gapeval_data as data
 import pytest
+from contract_umm import UMMContract
 from PIL import Image
 
 from gapeval_lab import cli
@@ -63,6 +64,22 @@ def asked(umm: UMM, items: Sequence[Item], **more: Any) -> Evaluation:
     return evaluate(umm, items, judge=JUDGE, seed=0, **more)
 
 
+class TestContract(UMMContract):
+    """What every adapter promises."""
+
+    @pytest.fixture
+    def umm(self, tmp_path: Path) -> UMM:
+        for number, prompt in enumerate(self.prompts(), start=1):
+            keys = data.keys("anything", number=number, und_prompt=prompt.text, gen_prompt=prompt.text)
+            folder = data.item(tmp_path, number, keys)
+            for image in prompt.images:
+                (folder / "image").mkdir()
+                image.save(folder / "image" / "1.png")
+            data.answer(tmp_path, number, "bagel", text=f"told {number}", colour=(number, 0, 0))
+        umm: UMM = replayed(tmp_path)
+        return umm
+
+
 def test_every_item_gets_its_own_answer(root: Path, tmp_path: Path) -> None:
     umm = replayed(root)
     assert isinstance(umm, UMM) and isinstance(umm, Weightless)
@@ -113,6 +130,25 @@ def test_missing_answers_are_not_scored_and_cost_no_second_reading(
     assert missing == {("data_2", TEXT), ("data_9", TEXT), ("data_9", IMAGE)}
     assert "data_2 holds no text.json of bagel" in str(result.responses["data_2", TEXT].error)
     assert result.correct(items[1], TEXT) is None and result.correct(items[0], TEXT) is not None
+
+
+def test_a_few_gaps_among_many_items_cost_one_look_up_more_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = 400
+    for n in range(1, number + 1):
+        data.item(tmp_path, n, data.keys("celebrity", number=n))
+        if n % 20:
+            data.answer(tmp_path, n, "bagel", text=f"told {n}")
+    items, umm = GapEval(root=str(tmp_path)).items(), replayed(tmp_path)
+    looked: list[Prompt] = []
+    find = umm._find
+    monkeypatch.setattr(
+        umm, "_find", lambda prompt, direction: looked.append(prompt) or find(prompt, direction)
+    )
+    result = asked(umm, items, chunk=50)
+    assert sum(one.error is not None for one in result.responses.values()) == number // 20
+    assert len(looked) <= 2 * number
 
 
 def test_a_model_that_only_tells_has_one_direction(root: Path) -> None:
