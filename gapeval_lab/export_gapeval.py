@@ -207,9 +207,19 @@ def _in_the_way(
             yield from _differing(_inputs(folder, entry.item))
         answers = list(_answers(run, folder / model, entry.row))
         yield from _differing(answers)
-        planned = {file.path for file in answers}
-        if (folder / model).is_dir():
-            yield from (str(path) for path in sorted((folder / model).iterdir()) if path not in planned)
+        yield from map(str, _strangers(folder / model, [file.path for file in answers]))
+
+
+def _strangers(folder: Path, planned: Sequence[Path]) -> list[Path]:
+    """Files in a model's folder that would spoil its answers: pictures, or verdicts on other answers.
+
+    Beside answers that are there already, verdicts are on these, and may stay.
+    """
+    if not folder.is_dir():
+        return []
+    others = sorted(path for path in folder.iterdir() if path not in planned)
+    whole = all(path.exists() for path in planned)
+    return [path for path in others if not whole or path.suffix.lower() in SUFFIXES]
 
 
 def _differing(files: Iterator[_File] | list[_File]) -> Iterator[str]:

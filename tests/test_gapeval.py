@@ -299,6 +299,36 @@ def test_a_dataset_gives_the_same_items(root: Path, tmp_path: Path) -> None:
     assert [file.stat().st_mtime_ns for file in files][1:] == times[1:]  # written once
 
 
+def test_pictures_of_a_dataset_as_lists_and_as_paths(root: Path, tmp_path: Path) -> None:
+    rows = [row for row in rows_of(root) if row["img"] and row["expect_image"]]
+    for row in rows:
+        row["image"], row["ref"] = [row.pop("img")] * 2, row.pop("expect_image")
+    rows[1]["ref"] = str(tmp_path / "nowhere.png")
+    features = datasets.Features(
+        {name: datasets.Value("string") for name in rows[0]} | {"image": datasets.List(datasets.Image())}
+    )
+    made = datasets.Dataset.from_list(rows, features=features)
+    made.save_to_disk(str(tmp_path / "saved"))
+    kept = str(tmp_path / "kept")
+    with pytest.raises(UserError, match="row_1: ref: the picture .*nowhere.png is not there"):
+        GapEval(dataset=str(tmp_path / "saved"), pictures=kept).items()
+    items = GapEval(dataset=str(tmp_path / "saved"), pictures=kept, flawed="skip").items()
+    assert len(items) == len(rows) - 1
+    published = {item.generate.digest for item in read(root).values()}
+    assert {item.generate.digest for item in items} < published
+    assert all(item.references[0].path.is_file() for item in items)  # type: ignore[union-attr]
+
+
+def test_damaged_pictures_of_a_dataset_are_flaws(root: Path, tmp_path: Path) -> None:
+    made = datasets.Dataset.from_list(
+        [{**row, "img": {"bytes": b"none", "path": None}} for row in rows_of(root)[:2]]
+    )
+    made.save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UserError) as caught:
+        GapEval(dataset=str(tmp_path / "saved"), pictures=str(tmp_path / "kept")).items()
+    assert all(f"row_{n}: img: the picture cannot be read" in str(caught.value) for n in (0, 1))
+
+
 def test_splits_and_columns_of_a_dataset(root: Path, tmp_path: Path) -> None:
     rows = rows_of(root)
     place = saved(rows, tmp_path / "two", other=datasets.Dataset.from_list([{"a": 1}]))

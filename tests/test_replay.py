@@ -319,10 +319,15 @@ def test_nothing_is_overwritten(root: Path, tmp_path: Path) -> None:
     after = snapshot(root)
     assert {name: after[name] for name in mine} == mine
     assert {Path(name).parts[1] for name in after.keys() - mine.keys()} == {"scripted-before"}
+    (root / "data_4" / "scripted-before" / "new_res.json").write_text("verdicts of the authors' scripts")
+    export_run(work, root)
+    (root / "data_4" / "scripted-before" / "new_res.json").unlink()
     (root / "data_5" / "scripted-before" / "output.png").unlink()  # as after a kill
     export_run(work, root)
     assert snapshot(root).keys() == after.keys()
     (root / "data_5" / "scripted-before" / "a.png").write_bytes(b"theirs")
+    (root / "data_8" / "scripted-before" / "text.json").unlink()
+    (root / "data_8" / "scripted-before" / "new_res.json").write_text("verdicts on another answer")
     (root / "data_6" / "scripted-before" / "text.json").write_text("theirs")
     out = tmp_path / "copy"
     shutil.copytree(root, out)
@@ -334,6 +339,7 @@ def test_nothing_is_overwritten(root: Path, tmp_path: Path) -> None:
         "data_5/scripted-before/a.png",
         "data_6/scripted-before/text.json",
         "data_7 is another item",
+        "data_8/scripted-before/new_res.json",
     ):
         assert name in str(caught.value)
     assert snapshot(out) == before
