@@ -279,7 +279,8 @@ def published(
 
     category, subcategory = text("category", needed=True), text("subcategory")
     problem = text("problem")
-    understand = text("und_prompt") or problem
+    asked = text("und_prompt")
+    understand = asked if asked.strip() else problem
     if not understand.strip():
         flaws.append("und_prompt: missing or empty, and so is problem")
     generate = text("gen_prompt", needed=True)

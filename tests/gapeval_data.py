@@ -40,18 +40,22 @@ def keys(category: str, subcategory: str = "", number: int = 0, **more: Any) -> 
     }
 
 
+def without(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if key != name}
+
+
 def build(root: Path) -> Path:
     """The data set; items 1 to `NUMBER`."""
     counted = {"objects": ["cat", "dog"], "number": 3}
     item(root, 1, [keys("Multi Hop", number=1)], ref__1_png=(1, 0, 0), image__1_png=(1, 0, 1))
     item(root, 2, keys("Multi Hop", number=2), image__1_png=(2, 0, 0))  # the reference lies in image/
-    told = keys("physics", "optics", 3, problem="what 3", img="pictures/p.png", expect_image="data_3/e.jpg")
-    del told["und_prompt"]
+    told = keys("physics", "optics", 3, problem="what 3", und_prompt=" ")
+    told |= {"img": "pictures/p.png", "expect_image": "data_3/e.jpg"}  # relative to the item, and to the root
     item(root, 3, told, pictures__p_png=(3, 0, 0), e_jpg=(3, 0, 2))
     item(
         root,
         4,
-        keys("physics", "heat", 4),
+        without("und_prompt", keys("physics", "heat", 4, problem="tell 4")),
         image__b_png=(4, 0, 1),
         image__a_jpeg=(4, 0, 0),
         ref__r_png=(4, 0, 2),
@@ -70,8 +74,7 @@ def build(root: Path) -> Path:
         image__1_png=(7, 0, 0),
         ref__1_png=(7, 0, 2),
     )
-    drawn = keys("reasoning", "draw", 8)
-    del drawn["reference"]
+    drawn = without("reference", keys("reasoning", "draw", 8))
     item(root, 8, drawn, image__1_png=(8, 0, 0), ref__1_png=(8, 0, 2))
     item(
         root,

@@ -54,7 +54,8 @@ def test_all_categories_are_read(root: Path) -> None:
         *("multi_hop", "multi_hop", "physics", "physics", "rule_based", "counting", "counting"),
         *("draw", "puzzle", "choice", "knowledge", "knowledge"),
     ]
-    assert items[3].understand.text == "what 3"  # und_prompt is missing, problem stands for it
+    # und_prompt is empty, or missing: problem stands for it
+    assert (items[3].understand.text, items[4].understand.text) == ("what 3", "tell 4")
     assert items[6].target["gapeval"]["counting"] == {"objects": ["cat", "dog"], "number": 3}
     assert items[9].choices == ("a square", "a circle", "a cross") and items[9].accepted == ("B",)
     assert items[10].accepted == ("C\nbecause it is",)
@@ -250,7 +251,7 @@ def rows_of(root: Path) -> list[dict[str, Any]]:
             {
                 "category": keys["category"],
                 "subcategory": keys["subcategory"],
-                "und_prompt": keys.get("und_prompt") or keys["problem"],
+                "und_prompt": keys.get("und_prompt", " ").strip() or keys["problem"],
                 "gen_prompt": keys["gen_prompt"],
                 "reference": "\n".join(reference) if isinstance(reference, list) else reference,
                 "img": str(shown[0].path) if shown else None,  # type: ignore[union-attr]
