@@ -22,6 +22,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
     {
         "models": {
             "janus": "gapeval_lab.models.janus:Janus",
+            "openai": "gapeval_lab.models.openai_chat:OpenAIChat",
             "replay": "gapeval_lab.models.replay:Replay",
         },
         "benchmarks": {
@@ -31,6 +32,8 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
         },
         "judges": {
             "exact": "gapeval_lab.judges.exact:Exact",
+            "llm": "gapeval_lab.judges.llm:LlmJudge",
+            "local": "gapeval_lab.judges.local:LocalJudge",
             "option_letter": "gapeval_lab.judges.option:OptionLetter",
         },
         "interventions": {

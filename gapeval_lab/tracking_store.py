@@ -13,7 +13,6 @@ import re
 import shutil
 import socket
 import time
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,32 +21,13 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from gapeval_lab.errors import UserError
+from gapeval_lab.home import home
 
 EXPERIMENT_NOTE = (
     "**Lower Gap Score is better**; `delta/…` = after − before, so **negative = gap closed**. "
     "Start with **Views → 0 · Leaderboard**."
 )
 CONNECT_SECONDS = 5.0
-
-
-def project_root(start: Path) -> Path:
-    """The folder whose `mlruns` is used: `start` or its nearest parent that is a project, else `start`.
-
-    A project is a folder with an `mlruns` folder, or with this project's pyproject.toml.
-    """
-    start = start.resolve()
-    for folder in (start, *start.parents):
-        if (folder / "mlruns").is_dir() or _is_our_project(folder / "pyproject.toml"):
-            return folder
-    return start
-
-
-def _is_our_project(file: Path) -> bool:
-    try:
-        project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {})
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
-        return False
-    return isinstance(project, dict) and project.get("name") in ("gapeval_lab", "gapeval-lab")
 
 
 def user_name() -> str:
@@ -100,9 +80,7 @@ class Store:
         `<root>/mlruns`. The root is the argument, else GAPEVAL_LAB_HOME, else the project around the
         current directory.
         """
-        home = os.environ.get("GAPEVAL_LAB_HOME")
-        place = root or (Path(home).expanduser() if home else project_root(Path.cwd()))
-        place = place.resolve()
+        place = (root or home()).resolve()
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{place / 'mlruns' / 'mlflow.db'}"
         return Store(place, uri)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from gapeval_lab.errors import UserError
+from gapeval_lab.home import project_root
 from gapeval_lab.tracking import track
-from gapeval_lab.tracking_store import Store, project_root, try_lock
+from gapeval_lab.tracking_store import Store, try_lock
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,159 @@
+"""A judge on this machine: any model that answers about pictures, asked what the judge behind an endpoint is.
+
+The model is a plug-in of its own and is built by name; nothing leaves the machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from gapeval_lab import registry
+from gapeval_lab.endpoint_pictures import Message
+from gapeval_lab.errors import UserError
+from gapeval_lab.interfaces import UMM
+from gapeval_lab.items import Direction, Item, Prompt, Response, Verdict
+from gapeval_lab.judges.conversation import UNREADABLE, Judged, Protocol, Question, conversation, question_of
+from gapeval_lab.judges.prompt_files import digest_of_all, folder_of
+
+CHUNK = 96
+"""Conversations that go on side by side; changes memory, not verdicts."""
+
+
+class LocalJudge(BaseModel):
+    """Asks a model plug-in on this machine.
+
+    Attributes:
+        model: a node as in a recipe, such as {use: janus, weights: ...}; written out, no config.
+        prompt_dir, protocol, parse_retries: as of the judge behind an endpoint.
+        seed: of the answers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: dict[str, Any]
+    prompt_dir: Path | None = None
+    protocol: Protocol = "same"
+    parse_retries: int = Field(default=2, ge=0, le=10)
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("prompt_dir")
+    @classmethod
+    def _holds_templates(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            folder_of(value)
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _is_a_model(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(value.get("use"), str):
+            raise ValueError("should be a mapping such as {use: janus}; a config cannot be named here")
+        _plug_in(value)
+        return value
+
+    def __call__(self, pairs: Sequence[tuple[Item, Response]]) -> list[Verdict]:
+        """One verdict per pair, in order, the same whatever the batch.
+
+        Raises:
+            UserError: the model cannot be loaded or does not answer in text, or a template does not fit.
+        """
+        verdicts: dict[int, Verdict] = {}
+        waiting: list[tuple[int, Verdict, Question]] = []
+        for place, (item, response) in enumerate(pairs):
+            asked = question_of(item, response, prompt_dir=self.prompt_dir, protocol=self.protocol)
+            if isinstance(asked, Verdict):
+                verdicts[place] = asked
+            else:
+                waiting.append((place, Verdict(item.id, response.direction, None), asked))
+        for start in range(0, len(waiting), CHUNK):
+            part = waiting[start : start + CHUNK]
+            for (place, blank, _), judged in zip(part, self._judge([q for *_, q in part]), strict=True):
+                verdicts[place] = _verdict(blank, judged)
+        return [verdicts[place] for place in range(len(pairs))]
+
+    def settings(self) -> dict[str, Any]:
+        """What verdicts depend on."""
+        own = self.model_dump(mode="json", exclude={"prompt_dir", "model"})
+        templates = digest_of_all(self.prompt_dir)
+        return {"judge": "local", "version": 1, "model": _full(self.model), **own, "templates": templates}
+
+    @cached_property
+    def _umm(self) -> UMM:
+        umm: UMM = _plug_in(self.model).load()
+        if Direction.UNDERSTANDING not in umm.directions:
+            raise UserError(f"model: {umm.name} does not answer in text; a judge has to")
+        return umm
+
+    def _judge(self, questions: Sequence[Question]) -> list[Judged | str]:
+        """How each conversation ended, or what the model failed with. All take their turns together."""
+        ends: dict[int, Judged | str] = {}
+        live: dict[int, Generator[list[Message], str, Judged]] = {}
+        sent: dict[int, list[Message]] = {}
+        for index, question in enumerate(questions):
+            live[index] = conversation(question, parse_retries=self.parse_retries)
+            sent[index] = next(live[index])
+        while sent:
+            order = list(sent)
+            prompts = [_prompt(sent[index]) for index in order]
+            seeds = [self._seed(questions[index], len(sent[index])) for index in order]
+            sent = {}
+            for index, reply in zip(order, self._answers(prompts, seeds), strict=True):
+                if isinstance(reply, Exception):
+                    ends[index] = f"the judge failed: {type(reply).__name__}: {reply}"
+                    continue
+                try:
+                    sent[index] = live[index].send(reply)
+                except StopIteration as end:
+                    ends[index] = end.value
+        return [ends[index] for index in range(len(questions))]
+
+    def _answers(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[str | Exception]:
+        """Together; where that fails, one by one, so that an error stays with its prompt."""
+        try:
+            return list(self._umm.answer(prompts, seeds=seeds))
+        except UserError:
+            raise
+        except Exception as error:  # any model's any failure
+            if len(prompts) == 1:
+                return [error]
+        return [
+            answer
+            for prompt, seed in zip(prompts, seeds, strict=True)
+            for answer in self._answers([prompt], [seed])
+        ]
+
+    def _seed(self, question: Question, turn: int) -> int:
+        digest = hashlib.sha256(f"{self.seed}|{question.digest}|{turn}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _plug_in(node: dict[str, Any]) -> Any:
+    settings = {key: value for key, value in node.items() if key != "use"}
+    return registry.build("models", node["use"], settings=settings)
+
+
+def _full(node: dict[str, Any]) -> dict[str, Any]:
+    """The node with its defaults filled in."""
+    return {"use": node["use"], **_plug_in(node).model_dump(mode="json")}
+
+
+def _prompt(messages: Sequence[Message]) -> Prompt:
+    """A conversation as one prompt: a model on this machine is asked in single turns."""
+    pictures = tuple(picture for message in messages for picture in message.pictures)
+    heads = {"assistant": "Your reply was:\n", "system": "", "user": ""}
+    return Prompt("\n\n".join(heads[m.role] + m.text.strip() for m in messages), pictures)
+
+
+def _verdict(blank: Verdict, judged: Judged | str) -> Verdict:
+    if isinstance(judged, str):
+        return Verdict(blank.item_id, blank.direction, None, judged)
+    if judged.found is None:
+        words = f"{UNREADABLE}: {judged.replies[-1].strip()[:200]!r}"
+        return Verdict(blank.item_id, blank.direction, None, words)
+    return Verdict(blank.item_id, blank.direction, judged.found.correct, judged.found.reason)
