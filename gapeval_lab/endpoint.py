@@ -50,6 +50,8 @@ class Ledger:
         retried: attempts that were made again.
         prompt_tokens, completion_tokens: as the endpoint reports them; estimated where it does not.
         estimated: answers whose tokens were not reported.
+        beyond: how far reported prompts exceeded our upper estimate, as a factor; later estimates of the
+            cost of a call are multiplied by it.
         cost: in the currency of the prices. An attempt whose answer was lost on the way may be billed:
             it counts with its estimated prompt.
     """
@@ -59,6 +61,7 @@ class Ledger:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     estimated: int = 0
+    beyond: float = 1.0
     cost: float = 0.0
 
 
@@ -76,7 +79,8 @@ class Endpoint(BaseModel):
         backoff: seconds; the n-th retry waits a random time of up to `backoff` x 2^(n - 1).
         longest_wait: seconds; no wait is longer, and an endpoint that asks for more ends the run.
         price_in, price_out: of a million prompt and completion tokens.
-        max_cost: the run ends before it costs more, counting from when the plug-in was built.
+        max_cost: the run ends before it costs more, counting from when the plug-in was built. A call is
+            made only if it fits: its prompt as we estimate it, and an answer as long as it may be.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)

@@ -163,6 +163,7 @@ class Caller:
             reply = _read_chat(answer, estimate)
             ledger = self._ledger
             ledger.prompt_tokens += reply.prompt_tokens
+            ledger.beyond = max(ledger.beyond, reply.prompt_tokens / estimate.most)
             ledger.completion_tokens += reply.completion_tokens
             ledger.estimated += getattr(answer, "usage", None) is None
             ledger.cost += endpoint.cost(reply.prompt_tokens, reply.completion_tokens)
@@ -171,7 +172,7 @@ class Caller:
         return await self._attempts(
             lambda: self._client.chat.completions.create(**body),
             read,
-            worst=endpoint.cost(estimate.most, endpoint.max_tokens),
+            worst=lambda: endpoint.cost(estimate.most * self._ledger.beyond, endpoint.max_tokens),
             lost=endpoint.cost(estimate.least, 0),
             about=model,
         )
@@ -213,7 +214,7 @@ class Caller:
         return await self._attempts(
             lambda: (images.edit if pictures else images.generate)(**body),
             read,
-            worst=price,
+            worst=lambda: price,
             lost=price,
             about=about,
         )
@@ -223,14 +224,14 @@ class Caller:
         send: Callable[[], Awaitable[Any]],
         read: Callable[[Any], T],
         *,
-        worst: float,
+        worst: Callable[[], float],
         lost: float,
         about: str,
     ) -> T:
         """Send until an answer can be read. `worst` is kept aside for it; `lost` is what a lost one costs."""
         endpoint, retry = self._endpoint, 0
         while True:
-            await self._reserve(worst)
+            aside = await self._reserve(worst)
             problem: Problem
             try:
                 await self._pace.turn()
@@ -247,7 +248,7 @@ class Caller:
                 self._ledger.answered += 1
                 return result
             finally:
-                await self._release(worst)
+                await self._release(aside)
             # Outside the `except`: what is raised here has no context, which would hold the request.
             if problem.stops is not None:
                 raise problem.stops
@@ -276,13 +277,13 @@ class Caller:
         log.info("retry %d of %d in %.2f s: %s", retry, endpoint.retries, seconds, problem.words)
         await asyncio.sleep(seconds)
 
-    async def _reserve(self, amount: float) -> None:
-        """Wait until the amount fits, whatever the calls under way come to cost."""
+    async def _reserve(self, worst: Callable[[], float]) -> float:
+        """Wait until the next call fits, whatever those under way come to cost; what is set aside for it."""
         limit = self._endpoint.max_cost
         if limit is None:
-            return
+            return 0.0
         async with self._settled:
-            while self._ledger.cost + self._reserved + amount > limit:
+            while self._ledger.cost + self._reserved + (amount := worst()) > limit:
                 if self._reserved <= 0.0:
                     raise CostReached(
                         f"max_cost: {self._ledger.cost:.6g} of {limit:g} is spent, and the next call may "
@@ -290,6 +291,7 @@ class Caller:
                     )
                 await self._settled.wait()
             self._reserved += amount
+        return amount
 
     async def _release(self, amount: float) -> None:
         if self._endpoint.max_cost is None:

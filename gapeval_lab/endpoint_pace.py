@@ -84,9 +84,7 @@ def run_blocking(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
     An interrupt of the caller cancels the coroutine and waits until it has cleaned up.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _is_running():
         return asyncio.run(main())
     results: list[T] = []
     errors: list[BaseException] = []
@@ -117,3 +115,11 @@ def run_blocking(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     if errors:
         raise errors[0]
     return results[0]
+
+
+def _is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
