@@ -52,7 +52,7 @@ Job = Callable[["Caller"], Awaitable[T]]
 def run_jobs(
     endpoint: ChatEndpoint, jobs: Sequence[Job[T]], *, ledger: Ledger
 ) -> list[T | CallFailed | CostReached]:
-    """Run every job, `endpoint.concurrency` at a time; works with and without a running event loop.
+    """Run every job, `endpoint.concurrency` calls at a time; works with and without a running event loop.
 
     Args:
         endpoint: whom to ask, and how.
@@ -134,6 +134,7 @@ class Caller:
     def __init__(self, endpoint: ChatEndpoint, client: Any, ledger: Ledger) -> None:
         """`client` is an `openai.AsyncOpenAI`."""
         self._endpoint, self._client, self._ledger = endpoint, client, ledger
+        self._slots = asyncio.Semaphore(endpoint.concurrency)
         self._pace = Pace(endpoint.requests_per_minute)
         self._chance = random.Random()  # of waits alone; nothing that is measured depends on it
         self._reserved = 0.0
@@ -150,7 +151,7 @@ class Caller:
         estimate = estimate_tokens(messages, longest_side=endpoint.longest_side)
         body = {
             "model": model,
-            "messages": await _aside(lambda: _wire(endpoint, messages)),
+            "messages": await self._wire(messages),
             endpoint.max_tokens_field: endpoint.max_tokens,
             "extra_body": endpoint.extra_body,
         }
@@ -176,6 +177,13 @@ class Caller:
             lost=endpoint.cost(estimate.least, 0),
             about=model,
         )
+
+    async def _wire(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """The conversation as it is sent; pictures are encoded in a thread."""
+        endpoint = self._endpoint
+        if not any(message.pictures for message in messages):
+            return _wire(endpoint, messages)
+        return await _aside(lambda: _wire(endpoint, messages))
 
     async def picture(
         self, prompt: str, pictures: Sequence[Picture], *, price: float, about: str, fields: dict[str, Any]
@@ -231,24 +239,25 @@ class Caller:
         """Send until an answer can be read. `worst` is kept aside for it; `lost` is what a lost one costs."""
         endpoint, retry = self._endpoint, 0
         while True:
-            aside = await self._reserve(worst)
             problem: Problem
-            try:
-                await self._pace.turn()
-                async with asyncio.timeout(endpoint.timeout):
-                    answer = await send()
-                result = read(answer)
-            except Exception as error:  # every kind is told apart by `problem_of`; unknown ones are ours
-                found = problem_of(error, endpoint, about)
-                if found is None:
-                    raise
-                problem = found
-                self._ledger.cost += lost if problem.billed else 0.0
-            else:
-                self._ledger.answered += 1
-                return result
-            finally:
-                await self._release(aside)
+            async with self._slots:
+                aside = await self._reserve(worst)
+                try:
+                    await self._pace.turn()
+                    async with asyncio.timeout(endpoint.timeout):
+                        answer = await send()
+                    result = read(answer)
+                except Exception as error:  # every kind is told apart by `problem_of`; unknown ones are ours
+                    found = problem_of(error, endpoint, about)
+                    if found is None:
+                        raise
+                    problem = found
+                    self._ledger.cost += lost if problem.billed else 0.0
+                else:
+                    self._ledger.answered += 1
+                    return result
+                finally:
+                    await self._release(aside)
             # Outside the `except`: what is raised here has no context, which would hold the request.
             if problem.stops is not None:
                 raise problem.stops
@@ -272,7 +281,7 @@ class Caller:
                     f"{endpoint.longest_wait:g} s are allowed; run again later (what is finished is kept), "
                     "or raise longest_wait"
                 )
-            self._pace.shut(problem.wait)  # it is said to all of us
+            self._pace.told_to_wait(problem.wait)
             seconds += problem.wait
         log.info("retry %d of %d in %.2f s: %s", retry, endpoint.retries, seconds, problem.words)
         await asyncio.sleep(seconds)

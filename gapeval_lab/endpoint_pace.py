@@ -29,12 +29,15 @@ class Pace:
         self._size = max(1.0, self._rate or 1.0)
         self._tokens = self._size
         self._filled: float | None = None
-        self._shut_until = 0.0
+        self._shut_until = self._told_until = 0.0
         self._turn = asyncio.Lock()
 
-    def shut(self, seconds: float) -> None:
-        """No call starts for so long."""
-        self._shut_until = max(self._shut_until, asyncio.get_running_loop().time() + seconds)
+    def told_to_wait(self, seconds: float) -> None:
+        """The endpoint asked one call to wait. If it asks a second one meanwhile, all of us wait."""
+        now = asyncio.get_running_loop().time()
+        if now < self._told_until:
+            self._shut_until = max(self._shut_until, now + seconds)
+        self._told_until = max(self._told_until, now + seconds)
 
     async def turn(self) -> None:
         """Wait until a call may start."""
