@@ -12,6 +12,7 @@ import base64
 import json
 import logging
 import random
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -117,7 +118,10 @@ async def _caller(endpoint: ChatEndpoint, ledger: Ledger) -> AsyncIterator[Calle
     key = endpoint.key()
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-    connections = DefaultAsyncHttpxClient(timeout=endpoint.timeout)
+    # Without TLS no certificates are read, which takes longer than many a call; a redirect to TLS fails.
+    plain = endpoint.base_url.startswith("http:")
+    verify = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else True
+    connections = DefaultAsyncHttpxClient(timeout=endpoint.timeout, verify=verify)
     async with AsyncOpenAI(
         api_key=key,
         base_url=endpoint.base_url,

@@ -452,6 +452,8 @@ def test_the_authors_prompts_are_read_from_a_clone(below, tmp_path):
         ("template: '{{ problem.__class__.__mro__ }}'\n", "cannot be filled in .SecurityError"),
         ("template: x\njinja_args: [colour]\n", "wants colour; known here: problem"),
         ("template: x\njinja_args: colour\n", "jinja_args a list of names"),
+        ("template: x\ntemplate: y\n", "template"),
+        ("template: [x\n", "physics_text_eval.yaml"),
         ("system_prompt: x\n", "no text under 'template'"),
         ("- x\n", "no text under 'template'"),
     ],
@@ -460,7 +462,7 @@ def test_a_prompt_file_that_cannot_be_used_is_one_clear_message(text, words, tmp
     folder = clone(tmp_path / "clone", text)
     with pytest.raises(UserError, match=words) as caught:
         judge("http://x/v1", tmp_path, prompt_dir=folder)([(item("i", "physics"), response("i", TOLD))])
-    assert str(caught.value).startswith("prompt_dir: ")
+    assert "prompt_dir: " in str(caught.value) or "physics_text_eval.yaml" in str(caught.value)
 
 
 def test_answers_are_text_and_never_templates(tmp_path):

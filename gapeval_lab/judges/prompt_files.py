@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +44,24 @@ class Template:
             raise UserError(
                 f"prompt_dir: {self.source} wants {', '.join(lacking)}; known here: {', '.join(variables)}"
             )
-        from jinja2 import StrictUndefined, TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from jinja2 import TemplateError
 
-        environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
         try:
-            return environment.from_string(self.text).render(dict(variables))
+            text: str = _compiled(self.text).render(dict(variables))
+            return text
         except TemplateError as error:
             raise UserError(
                 f"prompt_dir: {self.source} cannot be filled in ({type(error).__name__}: {error}); mend it"
             ) from None
+
+
+@lru_cache(maxsize=64)
+def _compiled(text: str) -> Any:
+    """A Jinja2 template in its sandbox; compiling takes longer than everything else about a question."""
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False).from_string(text)
 
 
 def folder_of(prompt_dir: Path) -> Path:
@@ -84,26 +92,34 @@ def template_of(form: Form, prompt_dir: Path | None) -> Template:
 def _path(form: Form, prompt_dir: Path | None) -> Path:
     if prompt_dir is None or not form.authors:
         return OURS / f"{form.ours}.yaml"
-    return folder_of(prompt_dir) / form.authors
+    try:
+        return folder_of(prompt_dir) / form.authors
+    except ValueError as error:  # it was there when the settings were checked
+        raise UserError(f"prompt_dir: {prompt_dir} {error}") from None
 
 
-@cache  # of files that do not change while a run lasts; keyed by their paths
 def _read(path: Path) -> Template:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return _parsed(str(path), path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"prompt_dir: cannot read {path} ({type(error).__name__}); is the clone whole?"
         ) from None
-    document = parse(text, str(path))
+
+
+@lru_cache(maxsize=64)
+def _parsed(path: str, text: str) -> Template:
+    document = parse(text, path)
     data = document.data
+    if document.problems:
+        raise UserError(f"prompt_dir: {path}: {document.problems[0].message}; mend it")
     if not isinstance(data, dict) or not isinstance(data.get("template"), str):
         raise UserError(f"prompt_dir: {path} has no text under 'template'; is it a prompt file?")
     system, arguments = data.get("system_prompt", ""), data.get("jinja_args") or []
     if not isinstance(system, str) or not _are_names(arguments):
         raise UserError(f"prompt_dir: {path}: system_prompt should be a text, jinja_args a list of names")
     digest = hashlib.sha256(json.dumps([system, data["template"], arguments]).encode()).hexdigest()
-    return Template(str(path), system, data["template"], tuple(arguments), digest)
+    return Template(path, system, data["template"], tuple(arguments), digest)
 
 
 def _are_names(value: Any) -> bool:
