@@ -15,10 +15,8 @@ from gapeval_lab.delta import WeightDelta
 from gapeval_lab.delta_measures import spectrum
 from gapeval_lab.evaluate import Evaluation
 from gapeval_lab.fitting import DELTA, Curves, Fitted, rounding
+from gapeval_lab.gap.one_sided import state_report, state_shift
 from gapeval_lab.gap.records import GapReport, ShiftReport
-from gapeval_lab.gap.score import gap_report
-from gapeval_lab.gap.shift import shift_report
-from gapeval_lab.gap.table import cells
 from gapeval_lab.interfaces import ADAPTER, ENGINE_LOG, side_of
 from gapeval_lab.item_rows import item_rows, reasoned_rows
 from gapeval_lab.measuring import Measured
@@ -182,8 +180,8 @@ def _stages(bench: Bench, course: Course) -> tuple[list[StageRecord], list[dict[
 
 def _report(bench: Bench, evaluation: Evaluation, *, official: bool) -> GapReport:
     protocol = bench.loaded.recipe.evaluation
-    return gap_report(
-        cells(verdicts(evaluation)),
+    return state_report(
+        verdicts(evaluation),
         seed=bench.loaded.recipe.seed,
         replicates=protocol.replicates,
         official=official and protocol.official,
@@ -196,7 +194,7 @@ def _result(bench: Bench, phase: str, evaluation: Evaluation, *, pictures: Path 
 
 
 def _shift(bench: Bench, before: Measured, later: Measured) -> ShiftReport:
-    return shift_report(
+    return state_shift(
         verdicts(before.evaluation),
         verdicts(later.evaluation),
         seed=bench.loaded.recipe.seed,

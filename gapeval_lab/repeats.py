@@ -41,7 +41,7 @@ def repeats_data(outcomes: Sequence[Outcome]) -> list[tuple[str, Estimate, int]]
 
     for outcome in outcomes:
         if outcome.shift is not None:
-            add("gap shift", outcome.shift.gap.value)
+            add("gap shift", outcome.shift.gap.value if outcome.shift.gap else None)
             for name, category in outcome.shift.categories.items():
                 mark = " (edited)" if name in outcome.target_categories else ""
                 add(

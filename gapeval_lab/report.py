@@ -24,6 +24,7 @@ from gapeval_lab.report_protocols import (
 )
 
 SIGNIFICANT = 0.05
+NONE = "n/a"
 NOTABLE_LOSS = 1e-3  # of a delta, in rounding
 
 
@@ -37,14 +38,18 @@ def verdict(shift: Estimate) -> str:
 def headline(outcome: Outcome) -> str:
     """The answer in one sentence."""
     before = outcome.before.gap
+    if before.gap is None or before.null_gap is None:
+        return "No gap can be told: no item is scored in both directions"
     if outcome.after is None or outcome.shift is None:
         return (
             f"Gap Score {spread(before.gap, sign=False)}; a model without a gap would score "
             f"{before.null_gap:.3f} on these items"
         )
-    after = outcome.after.gap.gap.value
+    after = outcome.after.gap.gap
+    if after is None or outcome.shift.gap is None:
+        return "No shift of the gap can be told: no item is scored in both directions, before and after"
     return (
-        f"{verdict(outcome.shift.gap)}: {before.gap.value:.3f} before, {after:.3f} after, "
+        f"{verdict(outcome.shift.gap)}: {before.gap.value:.3f} before, {after.value:.3f} after, "
         f"shift {spread(outcome.shift.gap)}"
     )
 
@@ -68,22 +73,18 @@ def gap_data(report: GapReport) -> list[Row]:
                 ),
             )
         )
+    for name, one in report.one_sided.items():
+        items = f"{one.n}" + (f" (+{one.unscored} unscored)" if one.unscored else "")
+        share, told = percent(one.accuracy), one.direction == "understanding"
+        rows.append(Row(_words(name), (items, share if told else NONE, NONE if told else share, *("",) * 4)))
     total = sum(category.cells.n for category in report.categories.values())
-    rows.append(
-        Row(
-            "mean",
-            (
-                str(total),
-                percent(report.understanding),
-                percent(report.generation),
-                "",
-                spread(report.gap, sign=False),
-                f"{report.null_gap:.3f}",
-                "",
-            ),
-            strong=True,
-        )
+    total = total or sum(one.n for one in report.one_sided.values())
+    means = (
+        *(percent(one) if one else NONE for one in (report.understanding, report.generation)),
+        *("", spread(report.gap, sign=False) if report.gap else NONE),
+        "" if report.null_gap is None else f"{report.null_gap:.3f}",
     )
+    rows.append(Row("mean", (str(total), *means, ""), strong=True))
     return rows
 
 
@@ -116,19 +117,19 @@ def shift_data(outcome: Outcome, shift: ShiftReport) -> list[Row]:
                 strong=name in outcome.target_categories,
             )
         )
-    rows.append(
-        Row(
-            "mean",
-            (
-                f"{outcome.before.gap.gap.value:.3f} → {after.gap.value:.3f}",
-                spread(shift.gap),
-                spread(shift.understanding),
-                spread(shift.generation),
-            ),
-            strong=True,
-        )
-    )
+    for name, one in shift.one_sided.items():
+        moved, told = _direction(one.accuracy), one.direction == "understanding"
+        label = _words(name) + (" (edited)" if name in outcome.target_categories else "")
+        rows.append(Row(label, ("", NONE, moved if told else NONE, NONE if told else moved)))
+    first, last = outcome.before.gap.gap, after.gap
+    gaps = f"{first.value:.3f} → {last.value:.3f}" if first and last else NONE
+    rows.append(Row("mean", (gaps, *_shifts(shift)), strong=True))
     return rows
+
+
+def _shifts(shift: ShiftReport) -> tuple[str, ...]:
+    """The means' shifts: gap, told, drawn."""
+    return tuple(spread(one) if one else NONE for one in (shift.gap, shift.understanding, shift.generation))
 
 
 SHIFT_COLUMNS = ("gap before → after", "shift [95 %]", "understanding", "generation")
@@ -151,12 +152,7 @@ def control_data(outcome: Outcome) -> list[Row]:
             rows.append(
                 Row(
                     name,
-                    (
-                        spread(shift.gap),
-                        spread(shift.understanding),
-                        spread(shift.generation),
-                        str(shift.changed_items),
-                    ),
+                    (*_shifts(shift), str(shift.changed_items)),
                 )
             )
     return rows

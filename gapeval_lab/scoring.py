@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from gapeval_lab.gap.records import GapReport, OfficialGap
+from gapeval_lab.gap.records import Estimate, GapReport, OfficialGap
 from gapeval_lab.gap.score import PointGap, gap_report, point_gap
 from gapeval_lab.gap.table import read_rows
 from gapeval_lab.report_cells import spread
@@ -79,7 +79,9 @@ def draw_scores(scores: Scores) -> Group:
         table.add_row(
             "mean",
             f"{model.official.mean:.3f} ± {model.official.band:.3f}",
-            spread(model.report.gap, sign=False) if model.report else f"{model.point.mean:.3f}",
+            spread(model.report.gap, sign=False)
+            if model.report and model.report.gap
+            else f"{model.point.mean:.3f}",
             "",
             style="bold",
         )
@@ -116,10 +118,14 @@ def _plain(model: ModelScore) -> dict[str, Any]:
         "gap_score": {
             "mean": model.point.mean,
             "n_assumed": model.point.n_assumed,
-            **({"low": model.report.gap.low, "high": model.report.gap.high} if model.report else {}),
+            **(_ends(model.report.gap) if model.report and model.report.gap else {}),
         },
         "rows": rows,
     }
+
+
+def _ends(estimate: Estimate) -> dict[str, float]:
+    return {"low": estimate.low, "high": estimate.high}
 
 
 def _intervals(report: GapReport, label: str) -> dict[str, float]:

@@ -22,11 +22,13 @@ class GapShift:
 
 
 def gap_shift_data(outcome: Outcome) -> GapShift | None:
-    """The gap's shift, overall and per category, with intervals; None where there is no after."""
+    """The gap's shift, overall and per category, with intervals; None where there is no after, or no gap."""
     after, shift = outcome.after, outcome.shift
     if not (after and shift):
         return None
     old, new = outcome.before.gap, after.gap
+    if not (old.gap and new.gap and shift.gap):
+        return None
     names = list(shift.categories)
     moved = [shift.gap, *(shift.categories[name].gap for name in names)]
     marked = [f"{name} (target)" if name in outcome.target_categories else name for name in names]

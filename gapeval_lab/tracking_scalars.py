@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from statistics import fmean
 
-from gapeval_lab.gap.records import GapReport, OfficialGap, ShiftReport
+from gapeval_lab.gap.records import Estimate, GapReport, OfficialGap, ShiftReport
 from gapeval_lab.outcome import QUALITIES, EditQuality, Outcome, ProtocolResult, QualityCell
 from gapeval_lab.tracking_values import clean_key
 
@@ -40,10 +40,10 @@ def scalars(outcome: Outcome) -> dict[str, float]:
     for protocol in outcome.protocols:
         found |= protocol_scalars(protocol)
     if outcome.placebo:
-        found["placebo/gap_score"] = outcome.placebo.gap.gap.value
+        found["placebo/gap_score"] = _value(outcome.placebo.gap.gap)
     for control, control_shift in (("placebo", outcome.placebo_shift), ("identity", outcome.identity_shift)):
         if control_shift:
-            found[f"{control}/delta_gap_score"] = control_shift.gap.value
+            found[f"{control}/delta_gap_score"] = _value(control_shift.gap)
     found |= _official(before.official, after.gap.official if after else None)
     found["merge_error"] = outcome.merge_error
     for family, emergence in outcome.trainings().items():
@@ -73,10 +73,19 @@ def gap_scalars(
     """
     categories = list(before.categories)
     found: dict[str, float | None] = {
-        "delta/gap_score": shift.gap.value if shift else None,
-        "before/gap_score": before.gap.value,
-        "after/gap_score": after.gap.value if after else None,
+        "delta/gap_score": _value(shift.gap) if shift else None,
+        "before/gap_score": _value(before.gap),
+        "after/gap_score": _value(after.gap) if after else None,
     }
+    if before.gap is None:  # accuracies stand in the place of the gap where there is one direction alone
+        found |= {"before/understanding": _value(before.understanding)}
+        found |= {"before/generation": _value(before.generation)}
+        if after:
+            found |= {"after/understanding": _value(after.understanding)}
+            found |= {"after/generation": _value(after.generation)}
+        for state, report in (("before", before), ("after", after)):
+            if report:
+                found |= {f"{state}/{name}": one.accuracy.value for name, one in report.one_sided.items()}
     if shift:
         on = [c.gap.value for name, c in shift.categories.items() if name in targets]
         off = [c.gap.value for name, c in shift.categories.items() if name not in targets]
@@ -89,8 +98,9 @@ def gap_scalars(
         if after and name in after.categories:
             found[f"after/{name}"] = after.categories[name].gap.value
     if shift:
-        found["delta/understanding"] = shift.understanding.value
-        found["delta/generation"] = shift.generation.value
+        found["delta/understanding"] = _value(shift.understanding)
+        found["delta/generation"] = _value(shift.generation)
+        found |= {f"delta/{name}": one.accuracy.shift.value for name, one in shift.one_sided.items()}
         intervals = {
             "gap_score": shift.gap,
             "understanding": shift.understanding,
@@ -99,8 +109,9 @@ def gap_scalars(
         if len(categories) <= MANY_CATEGORIES:
             intervals |= {name: category.gap for name, category in shift.categories.items()}
         for name, estimate in intervals.items():
-            found[f"low/{name}"] = estimate.low
-            found[f"high/{name}"] = estimate.high
+            if estimate is not None:
+                found[f"low/{name}"] = estimate.low
+                found[f"high/{name}"] = estimate.high
     return found
 
 
@@ -140,6 +151,10 @@ def _official(before: OfficialGap | None, after: OfficialGap | None) -> dict[str
         "official/after": after.mean if after else None,
         "official/rounding_band": max(bands) if bands else None,
     }
+
+
+def _value(estimate: Estimate | None) -> float | None:
+    return None if estimate is None else estimate.value
 
 
 def rounded(found: Mapping[str, float | None]) -> dict[str, float]:

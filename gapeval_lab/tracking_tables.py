@@ -123,6 +123,15 @@ def category_shift(outcome: Outcome) -> Table:
         ]
         target = "target" if name in outcome.target_categories else ""
         rows.append([name, *map(_number, numbers), old.cells.n, old.cells.unscored, target])
+    for name, one in outcome.before.gap.one_sided.items():
+        later = outcome.after.gap.one_sided.get(name) if outcome.after else None
+        change = outcome.shift.one_sided.get(name) if outcome.shift else None
+        none: list[float | None] = [None] * 3
+        side = [one.accuracy.value, later.accuracy.value if later else None]
+        shown: list[float | None] = [*side, change.accuracy.p_holm if change else None]
+        numbers = [*none, *none, *(shown + none if one.direction == "understanding" else none + shown)]
+        target = "target" if name in outcome.target_categories else ""
+        rows.append([name, *map(_number, numbers), one.n, one.unscored, target])
     return Table("2_category_shift", columns, rows)
 
 

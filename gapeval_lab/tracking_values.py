@@ -105,7 +105,7 @@ def tags(outcome: Outcome) -> dict[str, str]:
         "umm": outcome.umm,
         "recipe": str(outcome.recipe.get("name", "")),
         "kind": outcome.kind,
-        "verdict": verdict(outcome.shift.gap) if outcome.shift else "",
+        "verdict": verdict(outcome.shift.gap) if outcome.shift and outcome.shift.gap else "",
         "mlflow.runColor": color(outcome) or "",
         "mlflow.source.git.commit": outcome.git_revision or "",
         "gapeval.outcome": outcome.run_id,
@@ -173,9 +173,10 @@ def curves(outcome: Outcome) -> dict[str, list[tuple[int, float]]]:
     found: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for step, state in enumerate(states):
         gap = state.gap
-        found["gap/overall"].append((step, gap.gap.value))
-        found["understanding/overall"].append((step, gap.understanding.value))
-        found["generation/overall"].append((step, gap.generation.value))
+        means = {"gap": gap.gap, "understanding": gap.understanding, "generation": gap.generation}
+        for what, mean in means.items():
+            if mean is not None:
+                found[f"{what}/overall"].append((step, mean.value))
         for name, category in gap.categories.items():
             found[f"gap/{name}"].append((step, category.gap.value))
     for family, emergence in outcome.trainings().items():
@@ -222,12 +223,27 @@ def interval(estimate: Estimate) -> str:
 def headline(outcome: Outcome) -> str:
     """The result in one line: the verdict, both gap scores, the shift with its interval."""
     before = outcome.before.gap
-    if not (outcome.after and outcome.shift):
+    if before.gap is None or before.null_gap is None:
+        return _one_sided(outcome)
+    if not (outcome.after and outcome.shift and outcome.after.gap.gap and outcome.shift.gap):
         low, high = before.gap.low, before.gap.high
         return f"Gap {before.gap.value:.3f} [{low:.3f}, {high:.3f}]; by chance alone {before.null_gap:.3f}"
     after = outcome.after.gap.gap.value
     words = verdict(outcome.shift.gap).capitalize()
     return f"{words}: {before.gap.value:.3f} → {after:.3f} ({interval(outcome.shift.gap)})"
+
+
+def _one_sided(outcome: Outcome) -> str:
+    """What can be said where no item is scored in both directions."""
+    state = (outcome.after or outcome.before).gap
+    told = []
+    for side in ("understanding", "generation"):
+        share = getattr(state, side)
+        moved = getattr(outcome.shift, side) if outcome.shift else None
+        if share is not None:
+            said = f", shift {interval(moved)}" if moved is not None else ""
+            told.append(f"{side} {share.value:.3f} [{share.low:.3f}, {share.high:.3f}]{said}")
+    return f"No gap, nothing is scored in both directions; {'; '.join(told)}"
 
 
 def note(outcome: Outcome, *, compare_link: str | None) -> str:
@@ -241,7 +257,7 @@ def note(outcome: Outcome, *, compare_link: str | None) -> str:
     if outcome.quality:
         lines += ["", *_quality_lines(outcome.quality)]
     controls = (("placebo", outcome.placebo_shift), ("identity", outcome.identity_shift))
-    said = [f"{name} {interval(shift.gap)}" for name, shift in controls if shift]
+    said = [f"{name} {interval(shift.gap)}" for name, shift in controls if shift and shift.gap]
     if said:
         lines += ["", f"Controls, shift of the gap: {'; '.join(said)}."]
     text = "\n".join(lines)
@@ -251,6 +267,7 @@ def note(outcome: Outcome, *, compare_link: str | None) -> str:
 def _what(outcome: Outcome) -> str:
     gap = outcome.before.gap
     unscored = sum(c.cells.unscored for c in gap.categories.values()) + sum(gap.left_out.values())
+    unscored -= sum(one.n for one in gap.one_sided.values())
     items = f"{len(outcome.before.rows)} items" + (f" ({unscored} not scored)" if unscored else "")
     if outcome.kind == "baseline":
         return f"`{outcome.umm}` as it is, {items}."
@@ -265,11 +282,18 @@ def _category_lines(outcome: Outcome) -> list[str]:
     after, shift = outcome.after, outcome.shift
     if not (after and shift):
         head = ["| category | gap | told | drawn | items |", "|---|---|---|---|---|"]
-        return head + [
-            f"| {name} | {c.gap.value:.3f} | {c.understanding.value:.2f} | {c.generation.value:.2f} "
-            f"| {c.cells.n} |"
-            for name, c in outcome.before.gap.categories.items()
-        ]
+        return (
+            head
+            + [
+                f"| {name} | {c.gap.value:.3f} | {c.understanding.value:.2f} | {c.generation.value:.2f} "
+                f"| {c.cells.n} |"
+                for name, c in outcome.before.gap.categories.items()
+            ]
+            + [
+                f"| {name} | n/a | {_side_cells(one.direction, f'{one.accuracy.value:.2f}')} | {one.n} |"
+                for name, one in outcome.before.gap.one_sided.items()
+            ]
+        )
     head = ["| category | gap before | after | shift | told | drawn |", "|---|---|---|---|---|---|"]
     for name, moved in shift.categories.items():
         old, new = outcome.before.gap.categories[name], after.gap.categories[name]
@@ -278,7 +302,15 @@ def _category_lines(outcome: Outcome) -> list[str]:
             f"| {name}{mark} | {old.gap.value:.3f} | {new.gap.value:.3f} | {interval(moved.gap)} "
             f"| {signed(moved.understanding.shift.value)} | {signed(moved.generation.shift.value)} |"
         )
+    for name, one in shift.one_sided.items():
+        cells = _side_cells(one.direction, signed(one.accuracy.shift.value))
+        head.append(f"| {name} | n/a | n/a | n/a | {cells} |")
     return head
+
+
+def _side_cells(direction: str, value: str) -> str:
+    """A value in the column of its side, of told and drawn."""
+    return f"{value} | n/a" if direction == "understanding" else f"n/a | {value}"
 
 
 def _quality_lines(quality: EditQuality) -> list[str]:

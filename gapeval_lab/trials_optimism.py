@@ -31,7 +31,7 @@ def difference(one: Estimate, other: Estimate) -> Estimate:
 
 def estimates(outcome: Outcome) -> dict[str, Estimate]:
     """The metrics that come with an interval, under their names in MLflow."""
-    found = {"before/gap_score": outcome.before.gap.gap}
+    found: dict[str, Estimate | None] = {"before/gap_score": outcome.before.gap.gap}
     found |= {f"before/{name}": category.gap for name, category in outcome.before.gap.categories.items()}
     if outcome.after:
         found["after/gap_score"] = outcome.after.gap.gap
@@ -56,7 +56,7 @@ def estimates(outcome: Outcome) -> dict[str, Estimate]:
             found |= {f"edit/{name}/{side}": cell.after for side, cell in cells.items()}
         if outcome.quality.transfer_ratio:
             found["edit/transfer_ratio"] = outcome.quality.transfer_ratio
-    return found
+    return {name: estimate for name, estimate in found.items() if estimate is not None}
 
 
 def _mean(independent: list[Estimate]) -> Estimate:

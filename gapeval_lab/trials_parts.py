@@ -12,9 +12,7 @@ from dataclasses import dataclass, replace
 from gapeval_lab.bench import Bench
 from gapeval_lab.errors import UserError
 from gapeval_lab.evaluate import Evaluation
-from gapeval_lab.gap.score import gap_report
-from gapeval_lab.gap.shift import shift_report
-from gapeval_lab.gap.table import cells
+from gapeval_lab.gap.one_sided import state_report, state_shift
 from gapeval_lab.items import Fact, Item
 from gapeval_lab.measuring import Measured
 from gapeval_lab.protocol_record import verdicts
@@ -115,11 +113,11 @@ class SoFar:
         replicates = recipe.evaluation.replicates if self.bounds else 1
         try:
             was, became = (
-                gap_report(cells(state), seed=recipe.seed, replicates=replicates, official=False)
+                state_report(state, seed=recipe.seed, replicates=replicates, official=False)
                 for state in states
             )
-            moved = shift_report(*states, seed=recipe.seed, replicates=replicates)
-        except UserError:  # nothing of this was scored in both directions
+            moved = state_shift(*states, seed=recipe.seed, replicates=replicates)
+        except UserError:  # nothing of this was scored
             return {}
         found = rounded(gap_scalars(was, became, moved, targets=targets(self.bench)))
         return {

@@ -15,7 +15,15 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "gapeval_lab"
 
 FOLDERS = ("models", "benchmarks", "judges", "interventions", "gap")
-FAMILIES = ("tracking", "delta", "cli", "search", "trials", "report", "endpoint")  # one concern in several files
+FAMILIES = (
+    "tracking",
+    "delta",
+    "cli",
+    "search",
+    "trials",
+    "report",
+    "endpoint",
+)  # one concern in several files
 
 EVERYTHING = {"*"}
 PLUG_IN = {"delta", "files", "interfaces", "items", "errors"}

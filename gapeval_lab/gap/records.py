@@ -4,6 +4,7 @@ Computes nothing; METRICS in the README says what each number is.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,35 @@ class OfficialGap:
 
 
 @dataclass(frozen=True)
+class OneSided:
+    """One direction's accuracy in a category none of whose items is scored in the other direction."""
+
+    direction: Literal["understanding", "generation"]
+    n: int
+    unscored: int
+    accuracy: Estimate
+
+
+@dataclass(frozen=True)
 class GapReport:
-    """The state of one model on one benchmark."""
+    """The state of one model on one benchmark.
+
+    Numbers are means over the categories whose items are scored in both directions. Where there is no
+    such category, as with a model that only tells, there is no gap, and the accuracies are means over
+    the categories of `one_sided`.
+    """
 
     categories: dict[str, CategoryGap]
-    gap: Estimate  # mean over categories
-    null_gap: float
-    null_p: float
-    understanding: Estimate
-    generation: Estimate
+    gap: Estimate | None
+    null_gap: float | None
+    null_p: float | None
+    understanding: Estimate | None
+    generation: Estimate | None
     official: OfficialGap | None
     official_note: str = ""  # why there is no official number, where there is none
     # Categories without an item scored in both directions -> their unscored items. In no mean.
     left_out: dict[str, int] = field(default_factory=dict)
+    one_sided: dict[str, OneSided] = field(default_factory=dict)  # some of those left out
 
 
 @dataclass(frozen=True)
@@ -99,13 +116,23 @@ class CategoryShift:
 
 
 @dataclass(frozen=True)
+class OneSidedShift:
+    """What changed in one direction of a category none of whose items is scored in the other one."""
+
+    direction: Literal["understanding", "generation"]
+    n: int
+    accuracy: DirectionShift
+
+
+@dataclass(frozen=True)
 class ShiftReport:
-    """After minus before."""
+    """After minus before; what is missing is missing as in `GapReport`."""
 
     categories: dict[str, CategoryShift]
-    gap: Estimate
-    understanding: Estimate
-    generation: Estimate
+    gap: Estimate | None
+    understanding: Estimate | None
+    generation: Estimate | None
     changed_items: int
     # Categories without an item scored in both directions, before and after -> their items. In no mean.
     left_out: dict[str, int] = field(default_factory=dict)
+    one_sided: dict[str, OneSidedShift] = field(default_factory=dict)  # some of those left out
