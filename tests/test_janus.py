@@ -17,10 +17,11 @@ from transformers import AutoProcessor, JanusForConditionalGeneration
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import UMM
 from gapeval_lab.items import Direction, Example, Prompt
+from gapeval_lab.models.decode import Stepper, continue_text, pieces
 from gapeval_lab.models.janus import Janus
-from gapeval_lab.models.janus_decode import Stepper, continue_text, draw_codes, pieces
-from gapeval_lab.models.janus_layout import Asked
+from gapeval_lab.models.janus_decode import draw_codes
 from gapeval_lab.models.janus_model import LoadedJanus
+from gapeval_lab.models.sequences import Asked
 from gapeval_lab.models.tiny import JanusShape, build_janus
 
 WORDS = [

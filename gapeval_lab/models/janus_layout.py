@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -23,28 +22,12 @@ from torch import Tensor
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.items import Direction, Prompt, image_digest
+from gapeval_lab.models.sequences import Asked, first_id, joined, left_padded, without_specials
 
 SEEN_AT_ONCE: Final = 32
 DRAWN_AT_ONCE: Final = 8
 """Pictures per pass of the vision tower or image encoder, and of the image decoder: per item these hold
 far more memory than the trunk does."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One prompt as it is really asked.
-
-    Attributes:
-        text: rendered with the template, every picture a run of placeholders.
-        ids: its tokens.
-        spans: character span of each token in `text`; (0, 0) for special tokens.
-        pictures: digests of the prompt's pictures, in order.
-    """
-
-    text: str
-    ids: list[int]
-    spans: list[tuple[int, int]]
-    pictures: tuple[str, ...]
 
 
 class Layout:
@@ -56,13 +39,14 @@ class Layout:
         self.image_id: int = model.config.image_token_id
         self.boi_id: int = tokenizer.convert_tokens_to_ids(processor.image_start_token)
         # The library reads these from the generation config; a checkpoint may leave them out.
-        self.bos_id: int = _first(generation.bos_token_id, tokenizer.bos_token_id)
-        self.pad_id: int = _first(generation.pad_token_id, tokenizer.pad_token_id)
-        self.eos_id: int = _first(tokenizer.eos_token_id, generation.eos_token_id)
+        self.bos_id: int = first_id(generation.bos_token_id, tokenizer.bos_token_id)
+        self.pad_id: int = first_id(generation.pad_token_id, tokenizer.pad_token_id)
+        self.eos_id: int = first_id(tokenizer.eos_token_id, generation.eos_token_id)
         stops = generation.eos_token_id
         self.stop_ids = frozenset({self.eos_id, *(stops if isinstance(stops, list) else [])})
         self.picture_tokens: int = model.model.vision_model.config.num_image_tokens
-        self._specials = frozenset(tokenizer.all_special_ids)
+        # An unknown word is a word all the same, though its token counts as special.
+        self._specials = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
     def ask(self, prompts: Sequence[Prompt], direction: Direction) -> list[Asked]:
         """The prompts as the model is asked them.
@@ -87,7 +71,7 @@ class Layout:
                     "picture; take it out and give the picture itself"
                 )
             digests = tuple(image_digest(image) for image in prompt.images)
-            asked.append(Asked(text, ids, self._without_specials(ids, spans), digests))
+            asked.append(Asked(text, ids, without_specials(ids, spans, self._specials), digests))
         return asked
 
     def _render(self, prompt: Prompt, direction: Direction) -> str:
@@ -108,37 +92,14 @@ class Layout:
         )
 
     def reply(self, asked: Asked, answer: str) -> Asked:
-        """The prompt with a text answer after it, without eos.
-
-        The answer is its own run of tokens after a space, as the model writes it: prompt tokens
-        never merge with it.
-        """
-        text = asked.text if asked.text[-1:].isspace() else f"{asked.text} "
-        joint, start = text[len(asked.text) :], len(asked.text)
-        encoded = self._tokenizer(joint + answer, add_special_tokens=False, return_offsets_mapping=True)
-        ids = encoded["input_ids"]
-        if self.image_id in ids:
+        """The prompt with a text answer after it, without eos."""
+        whole = joined(asked, answer, tokenizer=self._tokenizer, specials=self._specials)
+        if self.image_id in whole.ids[len(asked.ids) :]:
             raise UserError(
                 f"examples: the answer '{answer}' holds '{self._processor.image_token}', which stands for a "
                 "picture; take it out"
             )
-        spans = [(start + left, start + right) for left, right in encoded["offset_mapping"]]
-        return Asked(
-            text + answer,
-            asked.ids + ids,
-            asked.spans + self._without_specials(ids, spans),
-            asked.pictures,
-        )
-
-    def _without_specials(
-        self, ids: Sequence[int], spans: Iterable[tuple[int, int]]
-    ) -> list[tuple[int, int]]:
-        # An unknown word is a word all the same, though its token counts as special.
-        keep = self._tokenizer.unk_token_id
-        return [
-            (0, 0) if token in self._specials and token != keep else (span[0], span[1])
-            for token, span in zip(ids, spans, strict=True)
-        ]
+        return whole
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of answer tokens, special tokens left out."""
@@ -147,10 +108,7 @@ class Layout:
 
     def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Rows padded on the left: ids and mask, both (batch, length), on the model's device."""
-        length = max(len(row) for row in rows)
-        ids = torch.tensor([[self.pad_id] * (length - len(row)) + list(row) for row in rows])
-        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
-        return ids.to(self._model.device), mask.to(self._model.device)
+        return left_padded(rows, pad=self.pad_id, device=self._model.device)
 
     def unconditional(self, ids: Tensor) -> Tensor:
         """The guidance branch's prompt: every token but bos and boi replaced by pad, as trained."""
@@ -227,16 +185,3 @@ class Layout:
         ]
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Position ids of left-padded rows: 0 at each row's first real token, and on the padding."""
-    return (mask.cumsum(-1) - 1).clamp_min(0)
-
-
-def _first(*candidates: Any) -> int:
-    """The first id given; a checkpoint may state one id, a list of them, or none."""
-    for candidate in candidates:
-        if candidate is not None:
-            return int(candidate[0] if isinstance(candidate, list) else candidate)
-    raise UserError("model.weights: no bos, eos or pad token is set; mend the checkpoint's tokenizer")

@@ -7,7 +7,6 @@ intervention, and changes no weight.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,16 +14,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoProcessor, JanusForConditionalGeneration
-from transformers.utils import logging as library_logging
+from transformers import JanusForConditionalGeneration
 
-from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import Backbone, Drawing, Encoded, Sites
 from gapeval_lab.items import Direction, Example, Prompt
-from gapeval_lab.models.checkpoint import check_checkpoint, find_checkpoint, unusable
+from gapeval_lab.models.checkpoint import check_checkpoint, find_checkpoint
+from gapeval_lab.models.decode import Stepper, continue_text, pieces, positions
 from gapeval_lab.models.janus import Janus
-from gapeval_lab.models.janus_decode import Stepper, continue_text, draw_codes, pieces
-from gapeval_lab.models.janus_layout import Asked, Layout, positions
+from gapeval_lab.models.janus_decode import draw_codes
+from gapeval_lab.models.janus_layout import Layout
+from gapeval_lab.models.loading import check_vocabulary, find_device, quiet, read_model, read_processor
+from gapeval_lab.models.sequences import (
+    Asked,
+    check_answers,
+    encoded,
+    encoded_drawings,
+    same_length,
+    text_losses,
+)
 
 _BLOCK: Final = "model.language_model.layers.{}"
 SITES: Final = {
@@ -59,7 +66,7 @@ class LoadedJanus:
 
     def answer(self, prompts: Sequence[Prompt], *, seeds: Sequence[int]) -> list[str]:
         """The likeliest text answer to each prompt; seeds play no part in it."""
-        _same_length(prompts, seeds)
+        same_length(prompts, seeds)
         limit, answers = self._settings.max_new_tokens, [""] * len(prompts)
         with torch.inference_mode():
             for indices, embeddings, mask, _ in self._batches(prompts, Direction.UNDERSTANDING):
@@ -77,7 +84,7 @@ class LoadedJanus:
 
     def draw_codes(self, prompts: Sequence[Prompt], *, seeds: Sequence[int]) -> Tensor:
         """The pictures of `draw` before they are decoded: code ids, (prompts, codes per picture)."""
-        _same_length(prompts, seeds)
+        same_length(prompts, seeds)
         count, guidance = self.layout.picture_tokens, self._settings.guidance
         codes = torch.empty(len(prompts), count, dtype=torch.long)
         with torch.inference_mode():
@@ -115,13 +122,7 @@ class LoadedJanus:
         """
         if not examples:
             return torch.zeros(0, device=self.model.device)
-        kind: type = str if direction is Direction.UNDERSTANDING else Image.Image
-        for example in examples:
-            if not isinstance(example.answer, kind):
-                raise UserError(
-                    f"examples: the answer to '{example.prompt.text}' is a {type(example.answer).__name__}; "
-                    f"the {direction} direction needs {'texts' if kind is str else 'pictures'}"
-                )
+        check_answers(examples, direction)
         prompts = [example.prompt for example in examples]
         asked = self.layout.ask(prompts, direction)
         replies = (
@@ -153,16 +154,9 @@ class LoadedJanus:
     ) -> Tensor:
         """Losses of text answers; `whole` holds prompt, answer and eos of each row."""
         ids, mask = self.layout.padded(whole)
-        length = ids.shape[1]
-        answer = torch.arange(length)[None] >= torch.tensor(
-            [[length - len(row) + len(one.ids)] for one, row in zip(asked, whole, strict=True)]
-        )
-        answer = answer.to(ids.device)
         states = self._states(self.layout.embed(ids[:, :-1], pictures), mask[:, :-1])
-        # Only the answers' positions go through the head: a vocabulary is wide.
-        logits = self.model.lm_head(states[answer[:, 1:]]).float()
-        terms = functional.cross_entropy(logits, ids[answer], reduction="none")
-        return terms.new_zeros(len(whole)).index_add(0, answer.nonzero()[:, 0], terms)
+        answers = [len(row) - len(one.ids) for one, row in zip(asked, whole, strict=True)]
+        return text_losses(self.model.lm_head, states, ids, answers)
 
     def _picture_loss(
         self, asked: Sequence[Asked], pictures: Sequence[Tensor], answers: Sequence[Any]
@@ -196,7 +190,7 @@ class LoadedJanus:
             root=self.model,
             sites=Sites(templates=SITES, layers=config.num_hidden_layers),
             hidden_size=config.hidden_size,
-            encode=self._encode,
+            encode=lambda questions, targets: encoded(self.layout, questions, targets),
             logits=self._logits,
             tokenizer=self.processor.tokenizer,
             encode_drawings=self._encode_drawings,
@@ -205,28 +199,8 @@ class LoadedJanus:
             ),
         )
 
-    def _encode(self, questions: Sequence[str], targets: Sequence[str] | None) -> Encoded:
-        asked = self.layout.ask([Prompt(question) for question in questions], Direction.UNDERSTANDING)
-        whole = asked
-        if targets is not None:
-            whole = [self.layout.reply(one, target) for one, target in zip(asked, targets, strict=True)]
-        ids, mask = self.layout.padded([one.ids for one in whole])
-        labels = torch.full_like(ids, -100)
-        offsets = []
-        for row, (prompt, one) in enumerate(zip(asked, whole, strict=True)):
-            padding = ids.shape[1] - len(one.ids)
-            start = padding + len(prompt.ids)
-            labels[row, start:] = ids[row, start:]
-            offsets.append([(0, 0)] * padding + one.spans)
-        return Encoded(ids, mask, labels, [one.text for one in whole], offsets)
-
     def _encode_drawings(self, prompts: Sequence[str], pictures: Sequence[Image.Image]) -> Drawing:
-        asked = self.layout.ask([Prompt(prompt) for prompt in prompts], Direction.GENERATION)
-        ids, mask = self.layout.padded([one.ids for one in asked])
-        offsets = [[(0, 0)] * (ids.shape[1] - len(one.ids)) + one.spans for one in asked]
-        texts = [one.text for one in asked]
-        prompt = Encoded(ids, mask, torch.full_like(ids, -100), texts, offsets)
-        return Drawing(prompt, self.layout.codes(pictures))
+        return Drawing(encoded_drawings(self.layout, prompts), self.layout.codes(pictures))
 
     def _logits(self, encoded: Encoded) -> Tensor:
         mask = encoded.attention_mask
@@ -241,7 +215,7 @@ class LoadedJanus:
 
     def save(self, folder: Path) -> None:
         """Write weights, tokenizer and picture settings as a checkpoint that `load` reads."""
-        with _quiet():
+        with quiet():
             self.model.save_pretrained(folder)
             self.processor.save_pretrained(folder)
 
@@ -274,91 +248,23 @@ class LoadedJanus:
         return self.layout.features([image for prompt in prompts for image in prompt.images])
 
 
-def _same_length(prompts: Sequence[Prompt], seeds: Sequence[int]) -> None:
-    if len(prompts) != len(seeds):
-        raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: each prompt needs its own")
-
-
 def load(settings: Janus) -> LoadedJanus:
     """Read the weights that the settings name.
 
     Raises:
         UserError: weights or device are not there, not whole, or not a Janus.
     """
-    device = _device(settings.device)
+    device = find_device(settings.device)
     folder = find_checkpoint(settings.weights, embedded=Path(__file__).parent / "embedded")
     check_checkpoint(folder, weights=settings.weights, model_type="janus")
-    with _quiet():
-        processor = _processor(folder, settings.weights)
-        model, report = JanusForConditionalGeneration.from_pretrained(
+    with quiet():
+        processor = read_processor(folder, weights=settings.weights)
+        model = read_model(
+            JanusForConditionalGeneration,
             folder,
-            dtype=getattr(torch, settings.dtype),
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            # Asked for only to hear of misfits in the report instead of an exception.
-            ignore_mismatched_sizes=True,
+            weights=settings.weights,
+            dtype=settings.dtype,
+            attention="sdpa",
         )
-    wrong = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
-    if wrong:
-        raise unusable(
-            settings.weights,
-            f"lacks {len(wrong)} weights that its config.json asks for, or has them in another shape "
-            f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''})",
-            "take config.json and weights from the same checkpoint",
-        )
-    if model.config.text_config.vocab_size < len(processor.tokenizer):
-        raise unusable(
-            settings.weights,
-            f"has {len(processor.tokenizer)} tokens in its tokenizer and "
-            f"{model.config.text_config.vocab_size} in its model",
-            "take tokenizer and weights from the same checkpoint",
-        )
+    check_vocabulary(model, processor, weights=settings.weights)
     return LoadedJanus(model.to(device).eval(), processor, settings)
-
-
-def _device(name: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if available else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"model.device: '{name}' is not on this machine; use 'auto' or 'cpu'")
-    return device
-
-
-def _processor(folder: Path, weights: str) -> Any:
-    try:
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise unusable(
-            weights,
-            f"has no usable tokenizer and picture settings ({str(error).splitlines()[0]})",
-            "copy tokenizer and processor files beside config.json",
-        ) from None
-    if not getattr(getattr(processor, "tokenizer", None), "is_fast", False):
-        raise unusable(
-            weights,
-            "has no fast tokenizer, which tells where each token stands in the text",
-            "save the tokenizer as tokenizer.json",
-        )
-    if processor.chat_template is None:
-        raise unusable(
-            weights, "has no chat template", "add chat_template.jinja from the original checkpoint"
-        )
-    return processor
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and warnings while loading: what is wrong with weights is reported here."""
-    bars, level = library_logging.is_progress_bar_enabled(), library_logging.get_verbosity()
-    library_logging.disable_progress_bar()
-    library_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        library_logging.set_verbosity(level)
-        if bars:
-            library_logging.enable_progress_bar()
