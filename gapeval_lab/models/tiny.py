@@ -4,8 +4,9 @@ Used to train the embedded UMM and to test adapters. Knows the libraries' config
 traps; knows nothing of training.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -30,7 +31,6 @@ BOI: Final = "<begin_of_image>"
 EOI: Final = "<end_of_image>"
 USER: Final = "<|user|>"
 ASSISTANT: Final = "<|assistant|>"
-SPECIAL: Final = (PAD, BOS, EOS, UNK, IMAGE, BOI, EOI, USER, ASSISTANT)
 
 CHAT_TEMPLATE: Final = (
     "{% for message in messages %}"
@@ -44,21 +44,49 @@ CHAT_TEMPLATE: Final = (
 )
 
 
-def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+JANUS_NAMES: Final = MappingProxyType(
+    {
+        "image_token": IMAGE,
+        "boi_token": BOI,
+        "eoi_token": EOI,
+        "user_token": USER,
+        "assistant_token": ASSISTANT,
+    }
+)
+"""What a Janus calls its special tokens, beside pad, bos, eos and unk."""
+
+
+def build_tokenizer(
+    words: Iterable[str],
+    *,
+    names: Mapping[str, str] = JANUS_NAMES,
+    unnamed: Sequence[str] = (),
+    chat_template: str = CHAT_TEMPLATE,
+    writes_bos: bool = True,
+) -> PreTrainedTokenizerFast:
     """A lower-casing WordPiece tokenizer over whole words, word pieces ("##x") and letters.
 
     Letters stand for themselves, so that any Latin text has tokens; the order of `words` fixes ids.
+
+    Args:
+        words: whole words and word pieces.
+        names: special tokens by the names that a family's processor knows them by.
+        unnamed: further special tokens; they come last.
+        chat_template: written into the tokenizer.
+        writes_bos: whether bos is put before every text.
     """
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    pieces = [*SPECIAL, *words, *letters, *(f"##{letter}" for letter in letters)]
-    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    pieces = [PAD, BOS, EOS, UNK, *names.values(), *words, *letters, *(f"##{letter}" for letter in letters)]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys([*pieces, *unnamed]))}
     core = Tokenizer(models.WordPiece(vocabulary, unk_token=UNK))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.decoder = decoders.WordPiece(prefix="##", cleanup=False)
-    core.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
-    )
+    if writes_bos:
+        core.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
+        )
+    core.add_special_tokens(list(unnamed))
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,
@@ -66,14 +94,8 @@ def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
         eos_token=EOS,
         unk_token=UNK,
         padding_side="left",
-        extra_special_tokens={
-            "image_token": IMAGE,
-            "boi_token": BOI,
-            "eoi_token": EOI,
-            "user_token": USER,
-            "assistant_token": ASSISTANT,
-        },
-        chat_template=CHAT_TEMPLATE,
+        extra_special_tokens=dict(names),
+        chat_template=chat_template,
     )
 
 
@@ -143,7 +165,9 @@ def build_janus(
         tie_word_embeddings=True,
     )
     model = JanusForConditionalGeneration(config)
-    model.generation_config = _generation_config(tokenizer)
+    model.generation_config = generation_config(
+        tokenizer, generation_kwargs={"boi_token_id": tokenizer.convert_tokens_to_ids(BOI)}
+    )
     size = {"height": shape.image_size, "width": shape.image_size}
     pictures = JanusImageProcessorPil(
         size=size, min_size=shape.image_size, image_mean=[0.5] * 3, image_std=[0.5] * 3
@@ -154,12 +178,13 @@ def build_janus(
     return model.eval(), processor
 
 
-def _generation_config(tokenizer: Any) -> GenerationConfig:
+def generation_config(tokenizer: Any, **more: Any) -> GenerationConfig:
+    """Greedy, with the tokenizer's special tokens; `more` is the library's own."""
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         max_new_tokens=32,
         do_sample=False,
-        generation_kwargs={"boi_token_id": tokenizer.convert_tokens_to_ids(BOI)},
+        **more,
     )
