@@ -1,12 +1,14 @@
-"""Trains the embedded UMM: a tiny Janus that lives in tinyworld. Seeded and resumable.
+"""Trains an embedded UMM: a tiny Janus or a tiny Emu3 that lives in tinyworld. Seeded and resumable.
 
     python scripts/train_embedded.py --out gapeval_lab/models/embedded
+    python scripts/train_embedded.py --family emu3 --work build/embedded_emu3 \\
+        --out gapeval_lab/models/embedded_emu3
 
-Stages: the picture tokenizer (a VQ model whose codes are the world's patches), the eyes, then everything
-else together, on text answers, picture questions, drawings and picture edits; last a late stage with
-more counting, in which two operations are taught that were not before (`LATE`). Every step's data come
-from (seed, step) alone (`embedded_data.py`), so a run that is killed goes on from its last checkpoint
-and ends with the same weights. Progress goes to `<work>/log.jsonl`.
+Stages: the picture tokenizer (a VQ model whose codes are the world's patches), the eyes where the family has
+any, then everything else together, on text answers, picture questions, drawings and picture edits; last a
+late stage with more counting, in which two operations are taught that were not before (`LATE`). Every
+step's data come from (seed, step) alone (`embedded_data.py`), so a run that is killed goes on from its last
+checkpoint and ends with the same weights. Progress goes to `<work>/log.jsonl`.
 """
 
 import argparse
@@ -21,23 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from embedded_data import GENERATED, IGNORE, Batch, Codes, Data, Mixture, random_scene, to_pixels, vocabulary
+from embedded_data import IGNORE, Batch, Data, Mixture, random_scene, to_pixels
+from embedded_families import Family, build
 from torch import Tensor, nn
-
-from gapeval_lab.models.tiny import JanusShape, build_janus
-from gapeval_lab.scene import PATCH, SIZE
-
-SHAPE = JanusShape(
-    layers=8,
-    hidden=96,
-    mlp=384,
-    heads=4,
-    vision_layers=2,
-    vision_hidden=64,
-    codes=200,
-    image_size=SIZE,
-    patch_size=PATCH,
-)
 
 
 # ----------------------------------------------------------------------------------- picture tokenizer
@@ -54,10 +42,10 @@ def spread_codebook(codes: int, width: int, steps: int = 300) -> Tensor:
     return F.normalize(rows.detach(), dim=1)
 
 
-def train_tokenizer(model: Any, codes: Codes, *, seed: int, steps: int, log: Any) -> None:
+def train_tokenizer(family: Family, *, seed: int, steps: int, log: Any) -> None:
     """Teach the VQ encoder each patch's code and the decoder each code's patch."""
-    vq = model.model.vqmodel
-    vq.quantize.embedding.weight.data.copy_(spread_codebook(SHAPE.codes, vq.config.embed_dim))
+    vq = family.model.model.vqmodel
+    vq.quantize.embedding.weight.data.copy_(spread_codebook(family.count, vq.config.embed_dim))
     vq.quantize.embedding.weight.requires_grad_(False)
     trained = [parameter for parameter in vq.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0)
@@ -69,8 +57,8 @@ def train_tokenizer(model: Any, codes: Codes, *, seed: int, steps: int, log: Any
         rng = np.random.default_rng([seed, 1, step])
         scenes = [random_scene(rng) for _ in range(12)]
         images = to_pixels(scenes)
-        truth = torch.tensor([codes.of(scene) for scene in scenes])
-        latent = vq.quant_conv(vq.encoder(images)).permute(0, 2, 3, 1)
+        truth = torch.tensor([family.codes.of(scene) for scene in scenes])
+        latent = family.latents(images)
         logits = 16 * F.normalize(latent, dim=-1) @ book.T
         # The quantizer compares by distance, so the latents' length matters too.
         length = (latent.norm(dim=-1) - 1).square().mean()
@@ -78,7 +66,7 @@ def train_tokenizer(model: Any, codes: Codes, *, seed: int, steps: int, log: Any
         losses = F.cross_entropy(logits.flatten(0, 2), truth.flatten(), reduction="none")
         code_loss = (losses * weight).sum() / weight.sum() + 0.1 * length
         # The things count more than the background around them, and far misses more than near ones.
-        miss = vq.decode(truth) - images
+        miss = family.decode(truth) - images
         thing = torch.where((images < 1).any(dim=1, keepdim=True), 3.0, 1.0)
         pixel_loss = ((miss.abs() + 2 * miss.square()) * thing).mean()
         optimiser.zero_grad()
@@ -91,19 +79,18 @@ def train_tokenizer(model: Any, codes: Codes, *, seed: int, steps: int, log: Any
 
 
 # ------------------------------------------------------------------------------------------------ eyes
-def train_eyes(model: Any, codes: Codes, *, seed: int, steps: int, log: Any) -> None:
+def train_eyes(family: Family, *, seed: int, steps: int, log: Any) -> None:
     """Teach the vision tower and its aligner to tell patches apart: what stands for its pre-training."""
-    inner = model.model
-    probe = nn.Linear(SHAPE.hidden, SHAPE.codes)
-    trained = [*inner.vision_model.parameters(), *inner.aligner.parameters(), *probe.parameters()]
+    probe = nn.Linear(family.model.config.text_config.hidden_size, family.count)
+    trained = [*family.eye_parameters(), *probe.parameters()]
     optimiser = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.0)
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 20) * (1 - 0.9 * step / steps)
         rng = np.random.default_rng([seed, 3, step])
         scenes = [random_scene(rng) for _ in range(32)]
-        truth = torch.tensor([codes.of(scene) for scene in scenes])
-        logits = probe(inner.get_image_features(to_pixels(scenes)).pooler_output)
+        truth = torch.tensor([family.codes.of(scene) for scene in scenes])
+        logits = probe(family.eyes(to_pixels(scenes)))
         loss = F.cross_entropy(logits.flatten(0, 1), truth.flatten())
         optimiser.zero_grad()
         loss.backward()
@@ -114,29 +101,15 @@ def train_eyes(model: Any, codes: Codes, *, seed: int, steps: int, log: Any) -> 
 
 
 # ------------------------------------------------------------------------------------------- the trunk
-def forward_loss(model: Any, batch: Batch, image_id: int) -> tuple[Tensor, Tensor]:
+def forward_loss(family: Family, batch: Batch) -> tuple[Tensor, Tensor]:
     """Weighted mean loss over the batch's targets, and the share of targets (background left out) that
     were the likeliest token."""
-    inner = model.model
-    generated = batch.ids == GENERATED
-    ids = batch.ids.masked_fill(generated, 0)
-    embeds = inner.get_input_embeddings()(ids)
-    if batch.images is not None:
-        features = inner.get_image_features(batch.images).pooler_output
-        mask = (ids == image_id).unsqueeze(-1)
-        embeds = embeds.masked_scatter(mask, features.reshape(-1, features.shape[-1]))
-    if batch.codes is not None:
-        drawn = model.prepare_embeddings_for_image_generation(batch.codes)
-        embeds = embeds.masked_scatter(generated.unsqueeze(-1), drawn.reshape(-1, drawn.shape[-1]))
-    hidden = inner.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-    targets, head = (
-        (batch.words, model.lm_head) if batch.codes is None else (batch.drawn, inner.generation_head)
-    )
+    targets = batch.drawn if batch.draws else batch.words
     where = targets != IGNORE
-    logits, truth, weight = head(hidden[where]), targets[where], batch.weights[where]
+    logits, truth, weight = family.logits(batch, where), targets[where], batch.weights[where]
     losses = F.cross_entropy(logits, truth, reduction="none")
     right = (logits.argmax(-1) == truth).float()
-    told = right.mean() if batch.codes is None else right[truth != 0].mean()
+    told = right[truth != 0].mean() if batch.draws else right.mean()
     return (losses * weight).sum() / weight.sum(), told
 
 
@@ -213,9 +186,9 @@ class Stage:
     adam_lr: float
 
 
-def train(model: Any, data: Data, stage: Stage, args: argparse.Namespace, log: Any) -> None:
+def train(family: Family, data: Data, stage: Stage, args: argparse.Namespace, log: Any) -> None:
     """Train everything but the picture tokenizer; checkpoints every `--every` steps."""
-    work = args.work
+    work, model = args.work, family.model
     chosen = optimisers(model, stage.muon_lr, stage.adam_lr)
     base = [[group["lr"] for group in optimiser.param_groups] for optimiser in chosen]
     start, checkpoint = 0, work / f"{stage.name}.pt"
@@ -236,7 +209,7 @@ def train(model: Any, data: Data, stage: Stage, args: argparse.Namespace, log: A
             optimiser.zero_grad(set_to_none=True)
         report = {}
         for kind, batch in data.step(step, stage.mixture):
-            loss, right = forward_loss(model, batch, data.image_id)
+            loss, right = forward_loss(family, batch)
             (WEIGHTS[kind] * loss).backward()
             report[kind], report[f"{kind}_right"] = loss.item(), right.item()
         nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
@@ -264,6 +237,10 @@ def main() -> None:
     """Parse, train both stages, save in Hugging Face format."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--family", choices=("janus", "emu3"), default="janus")
+    parser.add_argument(
+        "--patch", type=int, choices=(8, 4), default=8, help="pixels of a code's side, of an emu3"
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("build/embedded"), help="checkpoints and log")
@@ -298,21 +275,22 @@ def main() -> None:
             stream.write(line + "\n")
         print(line, flush=True)
 
-    model, processor = build_janus(vocabulary(), SHAPE)
+    family = build(args.family, args.patch)
+    model, processor = family.model, family.processor
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
-    data = Data(processor, args.seed, args.drop)
     stage = args.work / "tokenizer.pt"
     if stage.exists():
         model.model.vqmodel.load_state_dict(torch.load(stage, weights_only=True))
     else:
-        train_tokenizer(model, data.codes, seed=args.seed, steps=args.tokenizer_steps, log=log)
+        train_tokenizer(family, seed=args.seed, steps=args.tokenizer_steps, log=log)
         torch.save(model.model.vqmodel.state_dict(), stage.with_suffix(".tmp"))
         os.replace(stage.with_suffix(".tmp"), stage)
     torch.manual_seed(args.seed + 1)
-    if not (args.work / "trunk.pt").exists():
-        train_eyes(model, data.codes, seed=args.seed, steps=args.eyes_steps, log=log)
+    if family.eye_parameters() and not (args.work / "trunk.pt").exists():
+        train_eyes(family, seed=args.seed, steps=args.eyes_steps, log=log)
+    rows = family.rows()
     first = Stage("trunk", args.steps, Mixture(*args.mixture), args.muon_lr, args.adam_lr)
-    train(model, data, first, args, log)
+    train(family, Data(rows, args.seed, args.drop), first, args, log)
     last = Stage(
         "late",
         args.late_steps,
@@ -320,7 +298,7 @@ def main() -> None:
         args.late_share * args.muon_lr,
         args.late_share * args.adam_lr,
     )
-    train(model, Data(processor, args.seed, args.drop, late=True), last, args, log)
+    train(family, Data(rows, args.seed, args.drop, late=True), last, args, log)
     log("end", 0)
     model.to(torch.float16).save_pretrained(args.out)
     processor.save_pretrained(args.out)

@@ -55,9 +55,7 @@ class Emu3(BaseModel):
         if self.negative_prompt and self.guidance == 1:
             raise ValueError("negative_prompt: has no effect at guidance 1; set guidance, or leave it out")
         if self.attention == "flash_attention_2" and self.dtype == "float32":
-            raise ValueError(
-                "attention: 'flash_attention_2' has no float32; set dtype to bfloat16"
-            )
+            raise ValueError("attention: 'flash_attention_2' has no float32; set dtype to bfloat16")
         return self
 
     def load(self) -> LoadedEmu3:

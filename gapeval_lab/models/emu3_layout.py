@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -101,31 +102,47 @@ class Layout:
         Raises:
             UserError: a prompt's text holds the picture placeholder, or a picture cannot be read.
         """
-        if not prompts:
+        digests = [tuple(image_digest(image) for image in prompt.images) for prompt in prompts]
+        grids = self._seen([image for prompt in prompts for image in prompt.images])
+        shown = [[grids[digest] for digest in row] for row in digests]
+        asked = self.place([prompt.text for prompt in prompts], shown, direction)
+        return [replace(one, pictures=row) for one, row in zip(asked, digests, strict=True)]
+
+    def place(
+        self, texts: Sequence[str], grids: Sequence[Sequence[Tensor]], direction: Direction
+    ) -> list[Asked]:
+        """Texts as the model is asked them, after pictures that are codes already.
+
+        Args:
+            texts: one per prompt.
+            grids: for each prompt its pictures' codes, each (h, w), on the CPU.
+            direction: which template.
+
+        Raises:
+            UserError: a text holds the picture placeholder.
+        """
+        if not texts:
             return []
-        images = [prompt.images for prompt in prompts]
-        digests = [tuple(image_digest(image) for image in shown) for shown in images]
-        grids = self._seen([image for shown in images for image in shown])
-        texts = [
-            self._render(prompt, direction, [tuple(grids[digest].shape) for digest in shown])
-            for prompt, shown in zip(prompts, digests, strict=True)
+        rendered = [
+            self._render(text, direction, [tuple(grid.shape) for grid in shown])
+            for text, shown in zip(texts, grids, strict=True)
         ]
-        encoded = self._tokenizer(texts, return_offsets_mapping=True)
+        encoded = self._tokenizer(rendered, return_offsets_mapping=True)
         asked = []
         for text, shown, ids, spans in zip(
-            texts, digests, encoded["input_ids"], encoded["offset_mapping"], strict=True
+            rendered, grids, encoded["input_ids"], encoded["offset_mapping"], strict=True
         ):
-            placed = iter([token for digest in shown for token in self.rows(grids[digest][None])[0].tolist()])
+            placed = iter([token for grid in shown for token in self.rows(grid[None])[0].tolist()])
             filled = [next(placed) if token == self.image_id else token for token in ids]
-            asked.append(Asked(text, filled, without_specials(filled, spans, self._specials), shown))
+            asked.append(Asked(text, filled, without_specials(filled, spans, self._specials), ()))
         return asked
 
-    def _render(self, prompt: Prompt, direction: Direction, grids: Sequence[tuple[int, ...]]) -> str:
+    def _render(self, question: str, direction: Direction, grids: Sequence[tuple[int, ...]]) -> str:
         processor = self._processor
         if direction is Direction.GENERATION:
-            text = processor.image_token * len(grids) + prompt.text
+            text = processor.image_token * len(grids) + question
         else:
-            parts = [*({"type": "image"} for _ in grids), {"type": "text", "text": prompt.text}]
+            parts = [*({"type": "image"} for _ in grids), {"type": "text", "text": question}]
             text = processor.apply_chat_template(
                 [
                     {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
@@ -137,7 +154,7 @@ class Layout:
         pieces = text.split(processor.image_token)
         if len(pieces) != len(grids) + 1:
             raise UserError(
-                f"prompt: '{prompt.text}' holds '{processor.image_token}', which stands for a "
+                f"prompt: '{question}' holds '{processor.image_token}', which stands for a "
                 "picture; take it out and give the picture itself"
             )
         for place, (rows, columns) in enumerate(grids):
