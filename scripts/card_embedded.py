@@ -1,6 +1,7 @@
 """Measures the embedded UMM on the whole benchmark and writes its model card beside the weights.
 
 python scripts/card_embedded.py --weights gapeval_lab/models/embedded --log build/embedded/log.jsonl
+(for the Emu3: --family emu3 --weights gapeval_lab/models/embedded_emu3 --log build/embedded_emu3/log.jsonl)
 """
 
 import argparse
@@ -8,9 +9,11 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from embedded_families import settings
 
 from gapeval_lab.benchmarks import tinyworld_entities as people
 from gapeval_lab.benchmarks.tinyworld import TinyWorld
@@ -22,7 +25,6 @@ from gapeval_lab.gap.table import ItemVerdict, cells
 from gapeval_lab.items import Direction, Item
 from gapeval_lab.judges.exact import Exact
 from gapeval_lab.judges.vision import read_picture
-from gapeval_lab.models.janus import Janus
 from gapeval_lab.scene import EVERY_THING, near_miss, render, scatter
 
 UND, GEN = Direction.UNDERSTANDING, Direction.GENERATION
@@ -52,10 +54,9 @@ def grouped(items: list[Item], *tags: str) -> dict[str, list[Item]]:
     return dict(found)
 
 
-def round_trips(weights: str) -> tuple[int, int]:
+def round_trips(layout: Any) -> tuple[int, int]:
     """Through the model's own picture tokenizer and back: how many pictures are read right, and how
     many of as many near misses are taken for the picture that they miss."""
-    layout = Janus(weights=weights).load().layout
     rng = np.random.default_rng(5)
     scenes = [
         scatter([EVERY_THING[i] for i in rng.integers(0, len(EVERY_THING), rng.integers(1, 10))], rng)
@@ -113,29 +114,31 @@ def main() -> None:
     """Measure, write README.md and card.json."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--family", choices=("janus", "emu3"), default="janus")
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--log", type=Path)
     parser.add_argument("--note", default="", help="a sentence on how these weights were made")
     args = parser.parse_args()
-    umm, items = Janus(weights=str(args.weights)).load(), TinyWorld().items()
+    umm, items = settings(args.family, args.weights).load(), TinyWorld().items()
     evaluation = evaluate(umm, items, judge=Exact(), seed=0)
     verdicts = [
         ItemVerdict(item.category, evaluation.correct(item, UND), evaluation.correct(item, GEN))
         for item in items
     ]
-    right, taken = round_trips(str(args.weights))
+    right, taken = round_trips(umm.layout)
     report = gap_report(cells(verdicts), seed=0, official=True)
     knowledge = [item for item in items if item.category == "world_knowledge"]
     single = [item for item in knowledge if item.subcategory != "two_hop"]
     parameters = sum(p.numel() for p in umm.backbone().root.parameters())
+    built = f"A{'n' if args.family == 'emu3' else ''} `{type(umm.model).__name__}`"
     truth = {
         "operations": {operation.name: operation.taught for operation in OPERATIONS},
         "entities": {entity.name: entity.taught for entity in people.entities().values()},
     }
     card = [
-        "# The embedded UMM",
+        "# The embedded UMM" if args.family == "janus" else "# The second embedded UMM: an Emu3",
         "",
-        f"A `JanusForConditionalGeneration` of {parameters:,} parameters in Hugging Face format (float16),",
+        f"{built} of {parameters:,} parameters in Hugging Face format (float16),",
         "made from random initial weights by `scripts/train_embedded.py` on tinyworld 1.0. Every training",
         "question is on the other side of a stateless split from the benchmark's. It answers and draws in",
         "tinyworld only.",

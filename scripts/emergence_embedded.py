@@ -13,17 +13,13 @@ import json
 from pathlib import Path
 
 import torch
-from embedded_data import vocabulary
-from train_embedded import SHAPE
+from embedded_families import build
 
 from gapeval_lab.benchmarks.tinyworld import TinyWorld
 from gapeval_lab.emergence import emergence, measure
 from gapeval_lab.evaluate import select
 from gapeval_lab.files import write_text
 from gapeval_lab.judges.exact import Exact
-from gapeval_lab.models.janus import Janus
-from gapeval_lab.models.janus_model import LoadedJanus
-from gapeval_lab.models.tiny import build_janus
 from gapeval_lab.outcome import EmergencePoint
 from gapeval_lab.tracking_figure import draw_emergence, emergence_data
 
@@ -35,9 +31,11 @@ def main() -> None:
     parser.add_argument("--snapshots", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--items", type=int, default=240, help="size of the subset behind the Gap Score")
+    parser.add_argument("--family", choices=("janus", "emu3"), default="janus", help="as it was trained")
+    parser.add_argument("--patch", type=int, choices=(8, 4), default=8, help="as it was trained")
     args = parser.parse_args()
-    model, processor = build_janus(vocabulary(), SHAPE)
-    umm = LoadedJanus(model, processor, Janus(weights="embedded"))
+    family = build(args.family, args.patch)
+    model, umm = family.model, family.umm
     everything = TinyWorld().items()
     known = [
         item
