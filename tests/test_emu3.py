@@ -361,9 +361,9 @@ def test_each_distinct_picture_is_seen_once(greedy: LoadedEmu3, monkeypatch: pyt
     monkeypatch.setattr(
         greedy.layout, "_quantized", lambda pixels: seen.append(len(pixels)) or quantized(pixels)
     )
-    prompts = [Prompt(text, (noise_picture(seed % 2),)) for seed, text in enumerate(WORDS[:7])]
-    greedy.answer(prompts, seeds=range(7))
-    assert seen == [2]
+    prompts = [Prompt(text, (noise_picture(seed % 11),)) for seed, text in enumerate(WORDS[:20])]
+    greedy.answer(prompts, seeds=range(20))
+    assert seen == [8, 3]
 
 
 def test_pictures_of_other_sizes_do_not_change_each_other(checkpoint: Path, tmp_path: Path) -> None:

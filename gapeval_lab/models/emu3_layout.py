@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -64,7 +63,8 @@ class Layout:
         self.pad_id: int = first_id(generation.pad_token_id, tokenizer.pad_token_id)
         self.eos_id: int = first_id(tokenizer.eos_token_id, generation.eos_token_id)
         stops = generation.eos_token_id
-        self.stop_ids = frozenset({self.eos_id, *(stops if isinstance(stops, list) else [])})
+        more = stops if isinstance(stops, list) else [] if stops is None else [stops]
+        self.stop_ids = frozenset({self.eos_id, *more})
         added = tokenizer.added_tokens_decoder
         # An unknown word is a word all the same, though its token counts as special.
         self._specials = {token for token, known in added.items() if known.special} - {tokenizer.unk_token_id}
@@ -102,8 +102,9 @@ class Layout:
         Raises:
             UserError: a prompt's text holds the picture placeholder, or a picture cannot be read.
         """
-        digests = [tuple(image_digest(image) for image in prompt.images) for prompt in prompts]
-        grids = self._seen([image for prompt in prompts for image in prompt.images])
+        images = [prompt.images for prompt in prompts]
+        digests = [tuple(image_digest(image) for image in row) for row in images]
+        grids = self._seen([image for row in images for image in row])
         shown = [[grids[digest] for digest in row] for row in digests]
         asked = self.place([prompt.text for prompt in prompts], shown, direction)
         return [replace(one, pictures=row) for one, row in zip(asked, digests, strict=True)]
@@ -226,7 +227,8 @@ class Layout:
     def _seen(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Picture digest -> (h, w) codes, at the size the processor gives it; each one computed once."""
         distinct = {image_digest(image): image for image in images}
-        sizes: dict[tuple[int, ...], dict[str, Tensor]] = {}
+        waiting: dict[tuple[int, ...], dict[str, Tensor]] = {}
+        found: dict[str, Tensor] = {}
         for digest, image in distinct.items():
             try:
                 pixels = self._processor.image_processor([image.convert("RGB")], return_tensors="pt")
@@ -235,14 +237,21 @@ class Layout:
                     f"prompt: a picture of {image.width} x {image.height} pixels cannot be shown to this "
                     f"model ({error}); cut it"
                 ) from None
-            found = pixels["pixel_values"][0]
-            sizes.setdefault(tuple(found.shape), {})[digest] = found
-        # Pictures of one size together: the library pads others to the largest, which moves their codes.
-        return {
-            digest: codes.cpu()
-            for group in sizes.values()
-            for digest, codes in zip(group, self._quantized(torch.stack(list(group.values()))), strict=True)
-        }
+            # Pictures of one size together: the library pads others to the largest, which moves their codes.
+            group = waiting.setdefault(tuple(pixels["pixel_values"].shape), {})
+            group[digest] = pixels["pixel_values"][0]
+            if len(group) == _PASS:
+                found |= self._quantized_each(group)
+                group.clear()
+        for group in waiting.values():
+            found |= self._quantized_each(group)
+        return found
+
+    def _quantized_each(self, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same keys with codes (h, w) on the CPU, from pictures of one size."""
+        if not pixels:
+            return {}
+        return dict(zip(pixels, self._quantized(torch.stack(list(pixels.values()))).cpu(), strict=True))
 
     def _quantized(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) normalised -> (batch, h, w) codes."""
@@ -268,12 +277,11 @@ class Layout:
         )
 
         def decode(part: Tensor) -> Tensor:
-            decoded: Tensor = self._vq.decode(part.to(self._model.device))
-            return decoded.float().cpu()
+            values: Tensor = self._vq.decode(part.to(self._model.device)).float().cpu().permute(0, 2, 3, 1)
+            return ((values * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
-        values = self._in_passes(decode, codes.view(-1, self.height, self.width)).permute(0, 2, 3, 1)
-        levels = ((values * std + mean) * 255).round().clamp(0, 255)
-        return [Image.fromarray(array) for array in levels.numpy().astype(np.uint8)]
+        levels = self._in_passes(decode, codes.view(-1, self.height, self.width))
+        return [Image.fromarray(array) for array in levels.numpy()]
 
     def _in_passes(self, compute: Any, rows: Tensor) -> Tensor:
         """The function over pieces of the rows, every piece of the same length.
