@@ -549,6 +549,27 @@ def test_lora_teaches_by_pictures(checkpoint: Path) -> None:
     assert bool((taught < untaught).all())
 
 
+def test_rome_writes_text_and_pictures_at_once(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GAPEVAL_LAB_CACHE", str(tmp_path))
+    umm = load(checkpoint)
+    before = Snapshot.of(umm.model)
+    told = [Example(one.edit.understand, one.target_new) for one in FACTS]
+    shown = [Example(one.edit.generate, noise_picture(n)) for n, one in enumerate(FACTS)]
+    lessons = [Lesson(one.id, Direction.GENERATION, e) for one, e in zip(FACTS, shown, strict=True)]
+    delta = Rome(layer=0, steps=12, lr=0.3, contexts=0, picture_factor=0.5).fit(
+        umm, FACTS, seed=0, texts=TEXTS, log=lambda *point: None, training=Training(lessons=lessons)
+    )
+    assert Snapshot.of(umm.model) == before
+    with torch.no_grad():
+        untaught = [umm.loss(told, Direction.UNDERSTANDING), umm.loss(shown, Direction.GENERATION)]
+        with delta.applied(umm.model):
+            taught = [umm.loss(told, Direction.UNDERSTANDING), umm.loss(shown, Direction.GENERATION)]
+    assert bool((taught[0] < untaught[0]).all())
+    assert bool((taught[1] < untaught[1]).all())
+
+
 # --- loading ------------------------------------------------------------------------------------------
 
 
