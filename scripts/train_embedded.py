@@ -76,6 +76,8 @@ def train_tokenizer(family: Family, *, seed: int, steps: int, log: Any) -> None:
         if step % 100 == 0 or step == steps - 1:
             right = (logits.flatten(1, 2).argmax(-1) == truth)[truth != 0].float().mean()
             log("tokenizer", step, codes=code_loss.item(), pixels=pixel_loss.item(), accuracy=right.item())
+    # What is left of them would count in the clipping of all that follows, but not after a resumption.
+    optimiser.zero_grad(set_to_none=True)
 
 
 # ------------------------------------------------------------------------------------------------ eyes
