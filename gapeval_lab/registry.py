@@ -21,6 +21,7 @@ Kind = Literal["models", "benchmarks", "judges", "interventions"]
 BUILT_IN: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
     {
         "models": {
+            "diffusion": "gapeval_lab.models.diffusion:Diffusion",
             "emu3": "gapeval_lab.models.emu3:Emu3",
             "janus": "gapeval_lab.models.janus:Janus",
             "openai": "gapeval_lab.models.openai_chat:OpenAIChat",

@@ -16,6 +16,11 @@ _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HUB_FILES: Final = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
 
 
+def is_hub_id(weights: str) -> bool:
+    """Whether it reads like "owner/name"."""
+    return _HUB_ID.fullmatch(weights) is not None
+
+
 def unusable(weights: str, problem: str, fix: str) -> UserError:
     """The one error for weights that cannot be used: field, value, fix."""
     return UserError(f"model.weights: '{weights}' {problem}; {fix}")
@@ -40,7 +45,7 @@ def find_checkpoint(weights: str, *, embedded: Path) -> Path:
         return folder
     if folder.exists():
         raise unusable(weights, "is a file", "give the folder that holds config.json and the weights")
-    if not _HUB_ID.fullmatch(weights):
+    if not is_hub_id(weights):
         raise unusable(
             weights, "does not exist", "give a folder in Hugging Face format, a hub id, or 'embedded'"
         )
