@@ -1,6 +1,5 @@
 """The command line: parses, calls one function, prints. Heavy imports stand inside the commands."""
 
-import json
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ import typer
 from gapeval_lab.cli_common import home, short, wide_console
 from gapeval_lab.cli_delta import app as delta_app
 from gapeval_lab.cli_export import export
+from gapeval_lab.cli_judge import judge_app, labels_app, score
 from gapeval_lab.cli_search import search
 from gapeval_lab.errors import SafetyError, UserError
 
@@ -30,8 +30,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(delta_app, name="delta")
+app.add_typer(judge_app, name="judge")
+app.add_typer(labels_app, name="labels")
 app.command()(search)
 app.command()(export)
+app.command()(score)
 
 RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="Name or path of a recipe.")]
 Overrides = Annotated[
@@ -101,20 +104,6 @@ def eval_(
     given = [*(set_ or []), *gone]
     loaded = _load(recipe, overrides, given, limit, categories)
     _execute(loaded, dry_run=dry_run, out=out, json_file=json_file)
-
-
-@app.command()
-def score(
-    file: Annotated[Path, typer.Argument(help="JSON: {model: [[both, und only, gen only, neither], ...]}.")],
-    json_file: JsonFile = None,
-) -> None:
-    """Gap Scores of rows in the published format: proportions, or counts (then with intervals)."""
-    from gapeval_lab.scoring import draw_scores, score_file
-
-    scores = score_file(file)
-    if json_file:
-        _write(json_file, json.dumps(scores.as_json(), indent=1))
-    wide_console(WIDTH).print(draw_scores(scores))
 
 
 @app.command("ls")

@@ -254,6 +254,19 @@ class Judge(Protocol):
 
 
 @runtime_checkable
+class Voting(Protocol):
+    """A judge made of several voices: judges, or people. `decide(votes(pairs))` is what it says itself."""
+
+    def votes(self, pairs: Sequence[tuple[Item, Response]]) -> dict[str, list[Verdict]]:
+        """Whose voice -> one verdict per pair; None where there is none."""
+        ...
+
+    def decide(self, votes: Mapping[str, Sequence[Verdict]]) -> list[Verdict]:
+        """One verdict per pair."""
+        ...
+
+
+@runtime_checkable
 class Intervention(Protocol):
     """Frozen settings with one verb, and a look before it. Its fields are the hyperparameters, everywhere.
 

@@ -34,9 +34,11 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
         },
         "judges": {
             "exact": "gapeval_lab.judges.exact:Exact",
+            "human": "gapeval_lab.judges.human:Human",
             "llm": "gapeval_lab.judges.llm:LlmJudge",
             "local": "gapeval_lab.judges.local:LocalJudge",
             "option_letter": "gapeval_lab.judges.option:OptionLetter",
+            "panel": "gapeval_lab.judges.panel:Panel",
         },
         "interventions": {
             "alphaedit": "gapeval_lab.interventions.alphaedit:AlphaEdit",

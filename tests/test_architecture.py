@@ -15,15 +15,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "gapeval_lab"
 
 FOLDERS = ("models", "benchmarks", "judges", "interventions", "gap")
-FAMILIES = (
-    "tracking",
-    "delta",
-    "cli",
-    "search",
-    "trials",
-    "report",
-    "endpoint",
-)  # one concern in several files
+FAMILIES = (  # one concern in several files
+    *("tracking", "delta", "cli", "search", "trials", "report", "endpoint", "rescoring"),
+)
 
 EVERYTHING = {"*"}
 PLUG_IN = {"delta", "files", "interfaces", "items", "errors"}
@@ -64,7 +58,8 @@ ARROWS: dict[str, set[str]] = {
     "models": PLUG_IN | {"gapeval_layout", "endpoint", "validation"},
     "benchmarks": PLUG_IN | {"scene", "gapeval_layout", "shipped", "yaml_file"},
     # a judge that is a model on this machine builds it by name
-    "judges": PLUG_IN | {"scene", "endpoint", "home", "registry", "validation", "yaml_file"},
+    "judges": PLUG_IN
+    | {"scene", "endpoint", "home", "labels", "nested", "registry", "validation", "yaml_file"},
     "interventions": PLUG_IN | {"validation"},
     # running
     "reasoning": {"evaluate", "sections", "interfaces", "items"},
@@ -116,6 +111,21 @@ ARROWS: dict[str, set[str]] = {
     "repeats": {"gap", "outcome"},
     "report": {"gap", "outcome", "repeats", "errors", "files"},
     "scoring": {"gap", "report"},
+    # judging again
+    "agreement": {"gap", "items"},
+    "calibration": {"gap", "errors", "files"},
+    "calibrating": {
+        *("bench", "calibration", "evaluate", "recipe", "registry", "rescoring", "scene", "stored_runs"),
+        *("interfaces", "items", "errors"),
+    },
+    "labels": {"items", "errors"},
+    "label_export": {"labels", "items", "errors", "files"},
+    "nested": {"registry", "errors", "shipped", "validation", "yaml_file"},
+    "rescoring": {
+        *("agreement", "calibration", "gap", "labels", "outcome", "report", "stored_runs"),
+        *("interfaces", "items", "errors", "files"),
+    },
+    "stored_runs": {"registry", "outcome", "validation", "items", "errors"},
     "cli": EVERYTHING,
 }
 """Who may import whom inside the package, anywhere in the file; its own folder or family always."""
