@@ -26,6 +26,7 @@ from gapeval_lab.stored_runs import StoredRun
 
 Pair = tuple[Item, Response]
 TRUTH = "exact"
+TRIES = 8  # near misses of which the first wrong one is taken
 
 
 def asked(loaded: LoadedRecipe) -> tuple[Benchmark, list[Item], list[Pair]]:
@@ -62,7 +63,8 @@ def made_up(benchmark: Benchmark, items: Sequence[Item], *, seed: int) -> list[P
     """A right answer and a near miss to each item, in both directions, where there are such.
 
     A near miss in words is the right answer to another item of the same kind; one in pictures is the right
-    picture with one thing changed or, where the picture is no scene, another item's right picture.
+    picture with one thing changed or, where the picture is no scene, another item's right picture. Where
+    none of a few is wrong, as when any picture with two things is right, there is none.
 
     Args:
         benchmark: draws the truths.
@@ -70,30 +72,51 @@ def made_up(benchmark: Benchmark, items: Sequence[Item], *, seed: int) -> list[P
         seed: which near misses.
     """
     rng = np.random.default_rng([seed, len(items)])
+    exact = _exact()
     kinds: dict[tuple[str, str], list[Item]] = {}
     for item in items:
         kinds.setdefault((item.category, item.subcategory), []).append(item)
     found: list[Pair] = []
     for item in items:
         others = kinds[item.category, item.subcategory]
-        words = sorted({one for other in others for one in other.accepted[:1]} - set(item.accepted))
-        texts = [item.reference_text, *([words[int(rng.integers(len(words)))]] if words else [])]
-        found += [(item, Response(item.id, Direction.UNDERSTANDING, text=text)) for text in texts]
+        found.append((item, Response(item.id, Direction.UNDERSTANDING, text=item.reference_text)))
+        words = sorted({other.reference_text for other in others})
+        tries = [words[index] for index in rng.permutation(len(words))[:TRIES]]
+        told = [(item, Response(item.id, Direction.UNDERSTANDING, text=text)) for text in tries]
+        found += _first_wrong(exact, told)
         picture = benchmark.illustrate(item.target)
         if picture is None:
             continue
-        scene = scene_of(picture)
-        missed: Image.Image | None
-        if scene is not None and scene.things:
-            missed = render(near_miss(scene, rng))
-        else:
-            missed = benchmark.illustrate(others[int(rng.integers(len(others)))].target)
-        found += [
+        found.append((item, Response(item.id, Direction.GENERATION, picture=picture)))
+        drawn = [
             (item, Response(item.id, Direction.GENERATION, picture=one))
-            for one in (picture, missed)
-            if one is not None
+            for one in _near(picture, benchmark, others, rng)
         ]
+        found += _first_wrong(exact, drawn)
     return found
+
+
+def _exact() -> Judge:
+    exact: Judge = registry.build("judges", TRUTH, settings={})
+    return exact
+
+
+def _first_wrong(exact: Judge, tries: Sequence[Pair]) -> list[Pair]:
+    """The first of these answers that is wrong, if any."""
+    said = exact(tries)
+    return [pair for pair, one in zip(tries, said, strict=True) if one.correct is False][:1]
+
+
+def _near(
+    picture: Image.Image, benchmark: Benchmark, others: Sequence[Item], rng: np.random.Generator
+) -> list[Image.Image]:
+    """A few pictures close to this one."""
+    scene = scene_of(picture)
+    if scene is not None and scene.things:
+        return [render(near_miss(scene, rng)) for _ in range(TRIES)]
+    chosen = [others[index] for index in rng.permutation(len(others))[:TRIES]]
+    drawn = [benchmark.illustrate(other.target) for other in chosen]
+    return [one for one in drawn if one is not None]
 
 
 def scene_of(picture: Image.Image) -> Scene | None:
@@ -134,8 +157,7 @@ def calibrate(
     Raises:
         UserError: the exact judge cannot tell any of the answers.
     """
-    exact: Judge = registry.build("judges", TRUTH, settings={})
-    truth, said = ([one.correct for one in who(pairs)] for who in (exact, judge))
+    truth, said = ([one.correct for one in who(pairs)] for who in (_exact(), judge))
     cells: dict[str, Confusion] = {
         group: confusion([truth[i] for i in members], [said[i] for i in members])
         for group, members in _groups(pairs)

@@ -1,5 +1,6 @@
 """Diffusion pipelines as UMMs that draw: the contract, parity with the library, what is refused."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from gapeval_lab.evaluate import respond
 from gapeval_lab.interfaces import Weightless
 from gapeval_lab.items import Direction, Example, Item, Prompt, image_digest
 from gapeval_lab.models.diffusion import Diffusion
+from gapeval_lab.models.diffusion_kinds import by_kind
 from gapeval_lab.models.diffusion_model import CannotDraw, LoadedDiffusion
 
 STEPS = 2
@@ -119,6 +121,47 @@ def test_pictures_are_those_of_the_librarys_own_call(folders: dict[str, Path]) -
         (given,) = umm.draw([prompt], seeds=[11])
         assert image_digest(given) == image_digest(expected)
         assert image_digest(umm.draw([prompt], seeds=[12])[0]) != image_digest(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "drawing", "editing"),
+    [
+        ("StableDiffusionXLPipeline", "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
+        ("FluxPipeline", "FluxPipeline", "FluxImg2ImgPipeline"),
+        ("FluxImg2ImgPipeline", "FluxPipeline", "FluxImg2ImgPipeline"),
+        ("FluxKontextPipeline", "FluxKontextPipeline", "FluxKontextPipeline"),
+        ("QwenImageEditPipeline", None, "QwenImageEditPipeline"),
+        ("SanaPipeline", "SanaPipeline", None),
+    ],
+)
+def test_what_a_pipeline_can_do_is_read_from_its_signature(
+    name: str, drawing: str | None, editing: str | None
+) -> None:
+    found = by_kind(skeleton(name))
+    assert [None if one is None else type(one).__name__ for one in found] == [drawing, editing]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("FluxInpaintPipeline", "needs a mask"),
+        ("FluxControlPipeline", "needs a control picture"),
+        ("DDPMPipeline", "does not draw from a prompt"),
+        ("WanPipeline", "makes films"),
+    ],
+)
+def test_pipelines_for_other_things_are_refused(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"a {name} {said}"):
+        by_kind(skeleton(name))
+
+
+def skeleton(name: str) -> Any:
+    """The pipeline without its parts."""
+    import diffusers
+
+    kind = getattr(diffusers, name)
+    wanted = [one for one in inspect.signature(kind.__init__).parameters.values() if one.name != "self"]
+    return kind(**{one.name: None for one in wanted if one.default is inspect.Parameter.empty})
 
 
 def test_each_option_changes_the_picture(folders: dict[str, Path]) -> None:

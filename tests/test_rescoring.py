@@ -22,7 +22,6 @@ from gapeval_lab.judges.exact import Exact
 from gapeval_lab.judges.human import Human
 from gapeval_lab.label_export import export
 from gapeval_lab.labels import answer_hash, read_labels
-from gapeval_lab.outcome import Outcome
 from gapeval_lab.rescoring import distinct, estimates, rescore
 from gapeval_lab.rescoring_corrected import corrected
 from gapeval_lab.scene import CELLS, Scene, Thing, render
@@ -392,7 +391,7 @@ def test_scenes_are_read_back_from_their_own_renderings() -> None:
     assert scene_of(Image.new("RGB", (8, 8))) is None
 
 
-def test_truths_are_right_and_near_misses_mostly_wrong(run: StoredRun) -> None:
+def test_truths_are_right_and_near_misses_wrong(run: StoredRun) -> None:
     from gapeval_lab.benchmarks.tinyworld import TinyWorld
 
     made = made_up(TinyWorld(), run.items, seed=0)
@@ -402,8 +401,9 @@ def test_truths_are_right_and_near_misses_mostly_wrong(run: StoredRun) -> None:
     said = [one.correct for one in Exact()(made)]
     assert None not in said
     for direction in Direction:
-        right = [one for (_, given), one in zip(made, said, strict=True) if given.direction is direction]
-        assert right.count(True) >= ITEMS and right.count(False) >= 0.7 * (len(right) - ITEMS)
+        told = [one for (_, given), one in zip(made, said, strict=True) if given.direction is direction]
+        assert told.count(True) == ITEMS
+        assert 0.8 * ITEMS <= told.count(False) <= ITEMS
 
 
 def test_a_calibration_counts_the_judges_mistakes(run: StoredRun) -> None:
@@ -451,31 +451,3 @@ def test_a_score_is_corrected_by_its_judges_calibration(
         assert row.before.value.value == pytest.approx(row.before.raw)  # this judge makes no mistakes
         assert row.shift is not None and row.shift.value is not None
         assert row.shift.value.value == pytest.approx(row.shift.raw)
-
-
-def test_a_new_score_stands_on_the_run_in_mlflow(folder: Path, tmp_path: Path) -> None:
-    from gapeval_lab.tracking import experiment_name, track
-    from gapeval_lab.tracking_log import set_tags
-    from gapeval_lab.tracking_scores import log_score
-    from gapeval_lab.tracking_store import Store
-
-    outcome, store = Outcome.load(folder), Store(tmp_path, f"sqlite:///{tmp_path}/mlruns/mlflow.db")
-    file = tmp_path / "score.json"
-    file.write_text("{}")
-
-    def log(digest: str) -> str | None:
-        numbers = {"before/gap_score": 0.25}
-        return log_score(store, outcome, judge="exact", digest=digest, metrics=numbers, file=file)
-
-    assert log("abc") is None and not (tmp_path / "mlruns").exists()
-    store.check()
-    with track(store, "x", experiment=experiment_name(outcome.umm), key="k") as live:
-        assert log("abc") is None
-        set_tags(store.client, live.run_id, {"gapeval.outcome": outcome.run_id, "kind": outcome.kind})
-    assert log("abc123") == log("abc123") == log("def456") == live.run_id
-    data = store.client.get_run(live.run_id).data
-    assert data.metrics == {
-        "judge/exact/before/gap_score": 0.25,
-        "judge/exact-def456/before/gap_score": 0.25,
-    }
-    assert [one.path for one in store.client.list_artifacts(live.run_id, "scores")] == ["scores/score.json"]

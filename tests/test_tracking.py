@@ -16,6 +16,8 @@ from gapeval_lab import tracking_log
 from gapeval_lab.errors import UserError
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.tracking import Stopped, baseline, baseline_fingerprint, experiment_name, track
+from gapeval_lab.tracking_log import set_tags
+from gapeval_lab.tracking_scores import log_score
 from gapeval_lab.tracking_store import Store
 
 EXPERIMENT = experiment_name("tinyworld-janus")
@@ -407,3 +409,26 @@ def test_a_baseline_holds_nothing_of_the_intervention(tmp_path):
     assert (baseline.emergence, baseline.adapter, baseline.merge_error) == (None, None, None)
     assert (baseline.stages, baseline.kept_before, baseline.curves) == ([], [], {})
     assert not {"then", "emergence", "intervention", "facts"} & set(baseline.recipe)
+
+
+def test_a_new_score_stands_on_the_run(store, tmp_path):
+    outcome, file = make_outcome(tmp_path, seed=77), tmp_path / "score.json"
+    file.write_text("{}")
+
+    def log(digest: str) -> str | None:
+        numbers = {"before/gap_score": 0.25}
+        return log_score(store, outcome, judge="exact", digest=digest, metrics=numbers, file=file)
+
+    assert log("abc123") is None
+    with track(store, "scored", experiment=EXPERIMENT, key="scored") as live:
+        set_tags(store.client, live.run_id, {"gapeval.outcome": outcome.run_id, "kind": outcome.kind})
+    assert log("abc123") == log("abc123") == log("def456") == live.run_id
+    data = store.client.get_run(live.run_id).data
+    assert data.metrics == {
+        "judge/exact/before/gap_score": 0.25,
+        "judge/exact-def456/before/gap_score": 0.25,
+    }
+    assert [one.path for one in store.client.list_artifacts(live.run_id, "scores")] == ["scores/score.json"]
+    nowhere = Store(tmp_path / "nowhere", f"sqlite:///{tmp_path}/nowhere/mlflow.db")
+    assert log_score(nowhere, outcome, judge="x", digest="0", metrics={}, file=file) is None
+    assert not (tmp_path / "nowhere").exists()
