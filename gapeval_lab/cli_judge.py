@@ -103,10 +103,7 @@ def _score_run(
     if dry_run:
         pairs = distinct(run)
         print(f"{run.outcome.run_id}: {len(pairs)} different answers in {', '.join(run.phases)}")
-        for key, value in estimates(judge, pairs).items():
-            print(f"  {key:24} {value}")
-        if not hasattr(judge, "estimate"):
-            print(f"  the judge '{called}' asks nobody else and costs nothing")
+        _print_estimates(estimates(judge, pairs))
         print("nothing was done (--dry-run)")
         return
     known = None if calibration is None else _calibration(calibration, judge)
@@ -122,6 +119,13 @@ def _score_run(
         _print_corrected(run, found, known)
     logged = _log(run, found, place)
     print(f"written to {short(place)}" + (f" and to the MLflow run {logged}" if logged else ""))
+
+
+def _print_estimates(found: dict[str, Any]) -> None:
+    for key, value in found.items():
+        print(f"  {key:24} {value}")
+    if not found:
+        print("  this judge gives no estimate; one that asks no service costs nothing")
 
 
 def _calibration(file: Path, judge: "Judge") -> "Calibration":
@@ -219,8 +223,7 @@ def calibrate(
     words = f"{source}: {len(pairs)} answers, and {len(made)} right ones and near misses"
     if dry_run:
         print(words)
-        for key, value in estimates(one, whole).items():
-            print(f"  {key:24} {value}")
+        _print_estimates(estimates(one, whole))
         print("nothing was judged (--dry-run)")
         return
     found = calibrating.calibrate(one, whole, name=called, node=node.model_dump(), source=words)

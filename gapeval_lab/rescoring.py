@@ -53,7 +53,7 @@ class PhaseScore:
         verdicts: of every answer.
         agreement: old judge with new, see `agreement_table`.
         voices: of the new judge's voices with each other, where it has several.
-        flips: where old and new differ.
+        flips: right by one and wrong by the other. apart: not scored by just one of the two.
     """
 
     gap: GapReport | None
@@ -62,6 +62,7 @@ class PhaseScore:
     agreement: dict[str, Agreement]
     voices: dict[str, Agreement]
     flips: list[Flip]
+    apart: list[Flip]
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,11 @@ def _phase(
     old = _old(run.phases[phase], pairs)
     gap, note = _gap(run, new)
     seed = run.outcome.seed
+    differing = [
+        Flip(item.id, item.category, after.direction, before.correct, after.correct, after.reason)
+        for (item, _), before, after in zip(pairs, old, new, strict=True)
+        if before.correct != after.correct
+    ]
     told = {who: [cast[key] for key in keys] for who, cast in voices.items()}
     return PhaseScore(
         gap=gap,
@@ -173,11 +179,8 @@ def _phase(
         verdicts=new,
         agreement=agreement_table(pairs, {OLD: old, NEW: new}, seed=seed),
         voices=agreement_table(pairs, told, seed=seed) if len(told) > 1 else {},
-        flips=[
-            Flip(item.id, item.category, after.direction, before.correct, after.correct, after.reason)
-            for (item, _), before, after in zip(pairs, old, new, strict=True)
-            if before.correct != after.correct
-        ],
+        flips=[one for one in differing if None not in (one.old, one.new)],
+        apart=[one for one in differing if None in (one.old, one.new)],
     )
 
 

@@ -97,13 +97,14 @@ def draw_score(score: Score, outcome: Outcome) -> Group:
         if new.voices:
             title = "The new judge's voices with each other"
             parts += [Text(), draw_rows(title, AGREEMENT_COLUMNS, agreement_rows(new.voices))]
+        lone = f"; {len(new.apart)} are scored by one of the two alone" if new.apart else ""
         if new.flips:
-            title = f"{len(new.flips)} verdicts flip" + (
-                f", the first {MOST_FLIPS}" if len(new.flips) > MOST_FLIPS else ""
+            title = f"{len(new.flips)} verdicts flip{lone}" + (
+                f"; the first {MOST_FLIPS} flips" if len(new.flips) > MOST_FLIPS else ""
             )
             parts += [Text(), draw_rows(title, FLIP_COLUMNS, flip_rows(new.flips))]
         else:
-            parts.append(Text("no verdict flips"))
+            parts.append(Text(f"no verdict flips{lone}"))
         parts.append(Text())
     if "after" in score.shifts:
         rows = shift_rows(outcome.shift, score.shifts["after"])

@@ -245,6 +245,7 @@ def test_the_settings_tell_options_and_schedulers_apart(folders: dict[str, Path]
         ("editing", {"size": (16, 16)}, "model.size: StableDiffusionInstructPix2PixPipeline takes no"),
         ("drawing", {"true_guidance": 2.0}, "takes no true_cfg_scale"),
         ("drawing", {"negative": "blue", "guidance": 1.0}, "model.negative: does nothing"),
+        ("drawing", {"strength": 0.3}, "model.strength: 0.3 of 2 steps is less than one step"),
         ("drawing", {"device": "cuda:99"}, "model.device: 'cuda:99' is not on this machine"),
     ],
 )

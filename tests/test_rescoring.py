@@ -162,6 +162,8 @@ def test_each_answer_is_judged_once_however_many_phases_gave_it(run: StoredRun) 
 
 def test_a_judge_that_scores_nothing_has_no_gap_and_says_so(run: StoredRun) -> None:
     score = rescore(run, ScriptedJudge(lambda item, response: None), name="mute", node={})
+    part = score.phases["before"]
+    assert part.flips == [] and len(part.apart) == 2 * ITEMS
     assert score.phases["before"].gap is None and "no item is scored" in score.phases["before"].note
     assert score.shifts["after"] is None
 
@@ -199,7 +201,7 @@ def test_the_command_prints_old_and_new(
     panel = "{use: panel, judges: [{use: exact}, {use: exact}]}"
     assert call(monkeypatch, "score", "last", "--judge", panel, "--dry-run") == 0
     out = capsys.readouterr().out
-    assert "different answers in before, after, identity" in out and "nothing was done" in out
+    assert "different answers in before, after, identity" in out and "gives no estimate" in out
     assert not (folder / "scores").exists() or not list((folder / "scores").iterdir())
     file = home / "again.json"
     arguments = ("score", folder.name, "--judge", panel, "--set", "rule=first", "--json", str(file))

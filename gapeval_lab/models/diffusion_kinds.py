@@ -88,6 +88,18 @@ def check_options(settings: Diffusion, pipelines: Sequence[Any]) -> None:
         value = getattr(settings, ours)
         if value is not None and theirs not in taken:
             raise UserError(f"model.{ours}: {names} takes no {theirs}, got {value}; set it to null")
+    for pipeline in pipelines:
+        takes, chosen = _takes(pipeline), options(settings, pipeline)
+        if "strength" not in takes:
+            continue
+        strength, steps = (
+            chosen.get(name, takes[name].default) for name in ("strength", "num_inference_steps")
+        )
+        if strength is not None and steps is not None and int(strength * steps) < 1:
+            raise UserError(
+                f"model.strength: {strength} of {steps} steps is less than one step in "
+                f"{type(pipeline).__name__}; raise model.strength or model.steps"
+            )
     if settings.negative is None:
         return
     for pipeline in pipelines:
