@@ -11,7 +11,6 @@ Knows verdicts as right, wrong and None; knows no judges. Items are resampled, n
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,21 +101,6 @@ def agreement_table(
             [[cast[index].correct for index in members] for cast in votes.values()], seed=seed, name=name
         )
         for name, members in groups.items()
-    }
-
-
-def plain(found: Agreement) -> dict[str, Any]:
-    """As JSON-able values."""
-
-    def interval(one: Estimate | None) -> list[float] | None:
-        return None if one is None else [one.value, one.low, one.high]
-
-    return {
-        "n": found.n,
-        "unscored": found.unscored,
-        "percent": interval(found.percent),
-        "kappa": interval(found.kappa),
-        "kind": found.kind,
     }
 
 

@@ -17,8 +17,8 @@ answers is not taken for one that makes none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -235,19 +235,6 @@ def corrected_shift(
     draws = np.clip((shares[:, 1] - shares[:, 2])[kept] / (se + sp - 1)[kept], -1, 1)
     value = float(np.clip(raw / _power(found)[0], -1, 1))
     return Corrected(raw, estimate(value, draws), len(pairs), _doubt(kept))
-
-
-def corrected_mean(parts: Mapping[str, Corrected]) -> float | None:
-    """The plain mean over categories, as the Gap Score's; None where one has no value."""
-    values = [part.value for part in parts.values()]
-    if not values or any(value is None for value in values):
-        return None
-    return float(np.mean([value.value for value in values if value is not None]))
-
-
-def plain(found: Corrected) -> dict[str, Any]:
-    """As JSON-able values."""
-    return asdict(found)
 
 
 def _power(found: Confusion) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """The commands about judging: `score`, `judge calibrate` and `labels`. Heavy imports inside."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,6 +96,7 @@ def _score_run(
     from gapeval_lab.nested import load_judge
     from gapeval_lab.registry import build
     from gapeval_lab.rescoring import distinct, estimates, rescore
+    from gapeval_lab.rescoring_corrected import corrected
     from gapeval_lab.stored_runs import find_run, open_run
 
     called, node = load_judge(name, overrides)
@@ -108,15 +110,21 @@ def _score_run(
         return
     known = None if calibration is None else _calibration(calibration, judge)
     found = rescore(run, judge, name=called, node=node.model_dump())
+    table = [] if known is None else corrected(run, found, known)
+    found = replace(found, corrected=[asdict(row) for row in table])
     place = found.save(run.folder)
     if json_file:
         _write(json_file, place.read_text(encoding="utf-8"))
-    from gapeval_lab.rescoring_tables import draw_score
+    from gapeval_lab.report import draw_rows
+    from gapeval_lab.rescoring_tables import CORRECTED_COLUMNS, corrected_rows, draw_score
 
     console = wide_console(WIDTH)
     console.print(draw_score(found, run.outcome))
-    if known is not None:
-        _print_corrected(run, found, known)
+    if table:
+        title = "Corrected by the calibration"
+        console.print(draw_rows(title, CORRECTED_COLUMNS, corrected_rows(table)))
+        if not all(row.own for row in table):
+            print("* by its direction's confusion: it lacks right or wrong answers of this category")
     logged = _log(run, found, place)
     print(f"written to {short(place)}" + (f" and to the MLflow run {logged}" if logged else ""))
 
@@ -139,17 +147,6 @@ def _calibration(file: Path, judge: "Judge") -> "Calibration":
             "calibrate this one, or judge with that one"
         )
     return known
-
-
-def _print_corrected(run: "StoredRun", found: "Score", known: "Calibration") -> None:
-    from gapeval_lab.report import draw_rows
-    from gapeval_lab.rescoring_corrected import corrected
-    from gapeval_lab.rescoring_tables import CORRECTED_COLUMNS, corrected_rows
-
-    table = corrected(run, found, known)
-    console = wide_console(WIDTH)
-    console.print(draw_rows("Corrected by the calibration", CORRECTED_COLUMNS, corrected_rows(table)))
-    print("* by its direction's confusion: the calibration lacks right or wrong answers of this category")
 
 
 def _log(run: "StoredRun", found: "Score", place: Path) -> str | None:

@@ -67,7 +67,10 @@ class PhaseScore:
 
 @dataclass(frozen=True)
 class Score:
-    """A run by a new judge. `shifts` are against `before`, by phase; None where nothing can be told."""
+    """A run by a new judge. `shifts` are against `before`, by phase; None where nothing can be told.
+
+    `corrected` holds the rows of rescoring_corrected.py as plain values, where a calibration was given.
+    """
 
     run_id: str
     judge: str
@@ -76,6 +79,7 @@ class Score:
     hash: str
     phases: dict[Phase, PhaseScore]
     shifts: dict[Phase, ShiftReport | None] = field(default_factory=dict)
+    corrected: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def file(self) -> str:

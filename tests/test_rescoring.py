@@ -443,6 +443,8 @@ def test_a_score_is_corrected_by_its_judges_calibration(
     assert known.cells["generation"].whole and known.cells["understanding"].whole
     assert call(monkeypatch, "score", "last", "--judge", "exact", "--calibration", str(file)) == 0
     assert "Corrected by the calibration" in capsys.readouterr().out
+    (written,) = (folder / "scores").iterdir()
+    assert len(json.loads(written.read_text())["corrected"]) == 8
     panel = "{use: panel, judges: [{use: exact}, {use: exact}]}"
     assert call(monkeypatch, "score", "last", "--judge", panel, "--calibration", str(file)) == 2
     assert "is of the judge 'exact' with other settings" in capsys.readouterr().err
