@@ -115,7 +115,7 @@ def _score_run(
     place = found.save(run.folder)
     if json_file:
         _write(json_file, place.read_text(encoding="utf-8"))
-    from gapeval_lab.report import draw_rows
+    from gapeval_lab.report_cells import draw_rows
     from gapeval_lab.rescoring_tables import CORRECTED_COLUMNS, corrected_rows, draw_score
 
     console = wide_console(WIDTH)
@@ -225,7 +225,7 @@ def calibrate(
         return
     found = calibrating.calibrate(one, whole, name=called, node=node.model_dump(), source=words)
     place = found.save(out or home() / "calibrations" / f"{called}-{_short_hash(found.settings)}.json")
-    from gapeval_lab.report import draw_rows
+    from gapeval_lab.report_cells import draw_rows
     from gapeval_lab.rescoring_tables import RATE_COLUMNS, rate_rows
 
     wide_console(WIDTH).print(draw_rows(words, RATE_COLUMNS, rate_rows(found)))

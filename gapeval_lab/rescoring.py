@@ -17,10 +17,9 @@ from gapeval_lab import __version__
 from gapeval_lab.agreement import Agreement, agreement_table
 from gapeval_lab.errors import UserError
 from gapeval_lab.files import write_text
+from gapeval_lab.gap.one_sided import state_report, state_shift
 from gapeval_lab.gap.records import GapReport, ShiftReport
-from gapeval_lab.gap.score import gap_report
-from gapeval_lab.gap.shift import shift_report
-from gapeval_lab.gap.table import ItemVerdict, cells
+from gapeval_lab.gap.table import ItemVerdict
 from gapeval_lab.interfaces import Judge, Voting
 from gapeval_lab.items import Direction, Item, Response, Verdict
 from gapeval_lab.labels import answer_hash
@@ -222,14 +221,15 @@ def _replicates(run: StoredRun) -> int:
 
 
 def _gap(run: StoredRun, verdicts: Sequence[Verdict]) -> tuple[GapReport | None, str]:
-    table = cells(_item_verdicts(run, verdicts))
-    if not any(one.n for one in table.values()):
-        return None, "no item is scored in both directions, so there is no gap"
-    replicates = _replicates(run)
-    return gap_report(table, seed=run.outcome.seed, replicates=replicates, official=False), ""
+    items = _item_verdicts(run, verdicts)
+    if not any(one.understanding is not None or one.generation is not None for one in items):
+        return None, "no item is scored in any direction"
+    report = state_report(items, seed=run.outcome.seed, replicates=_replicates(run), official=False)
+    return report, "" if report.gap else "no item is scored in both directions, so there is no gap"
 
 
 def _shift(run: StoredRun, before: Sequence[ItemVerdict], after: Sequence[ItemVerdict]) -> ShiftReport | None:
-    if not any(None not in (*first[1:], *second[1:]) for first, second in zip(before, after, strict=True)):
+    pairs = list(zip(before, after, strict=True))
+    if not any(None not in sides for one, two in pairs for sides in zip(one[1:], two[1:], strict=True)):
         return None
-    return shift_report(before, after, seed=run.outcome.seed, replicates=_replicates(run))
+    return state_shift(before, after, seed=run.outcome.seed, replicates=_replicates(run))

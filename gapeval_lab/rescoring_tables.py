@@ -10,11 +10,14 @@ from rich.text import Text
 
 from gapeval_lab.agreement import Agreement
 from gapeval_lab.calibration import Calibration, Corrected, rates
-from gapeval_lab.gap.records import Estimate, GapReport, ShiftReport
+from gapeval_lab.gap.records import Estimate, GapReport, OneSided, ShiftReport
 from gapeval_lab.outcome import Outcome
-from gapeval_lab.report import Row, draw_rows, percent, signed, spread
+from gapeval_lab.report_cells import Row, draw_rows, percent, signed, spread
 from gapeval_lab.rescoring import Flip, Score
 from gapeval_lab.rescoring_corrected import CorrectedRow
+
+Numbers = tuple[Estimate | None, Estimate | None, Estimate | None]
+"""Told, drawn, gap."""
 
 MOST_FLIPS = 12
 SAYS = {True: "right", False: "wrong", None: "not scored"}
@@ -29,23 +32,28 @@ FLIP_COLUMNS = ("direction", "old", "new", "why")
 def gap_rows(old: GapReport, new: GapReport | None) -> list[Row]:
     """A row per category, then the mean; what the new judge could not score is n/a."""
 
-    def cells(was: tuple[Estimate, ...], now: tuple[Estimate, ...] | None) -> tuple[str, ...]:
-        accuracies = [
-            f"{100 * was[i].value:.0f} % → {NOTHING if now is None else percent(now[i])}" for i in (0, 1)
-        ]
-        return (
-            *accuracies,
-            spread(was[2], sign=False),
-            NOTHING if now is None else spread(now[2], sign=False),
-        )
+    def cells(was: Numbers, now: Numbers | None) -> tuple[str, ...]:
+        later = now or (None, None, None)
+        short = [NOTHING if one is None else f"{100 * one.value:.0f} %" for one in was[:2]]
+        full = [NOTHING if one is None else percent(one) for one in later[:2]]
+        accuracies = [f"{one} → {other}" for one, other in zip(short, full, strict=True)]
+        gaps = [NOTHING if one is None else spread(one, sign=False) for one in (was[2], later[2])]
+        return (*accuracies, *gaps)
 
     rows = []
     for name, one in old.categories.items():
         other = None if new is None else new.categories.get(name)
         now = None if other is None else (other.understanding, other.generation, other.gap)
         rows.append(Row(name.replace("_", " "), cells((one.understanding, one.generation, one.gap), now)))
+    for name, one_sided in old.one_sided.items():
+        later = None if new is None else new.one_sided.get(name)
+        rows.append(Row(name.replace("_", " "), cells(_side(one_sided), _side(later) if later else None)))
     mean = None if new is None else (new.understanding, new.generation, new.gap)
     return [*rows, Row("mean", cells((old.understanding, old.generation, old.gap), mean), strong=True)]
+
+
+def _side(one: OneSided) -> Numbers:
+    return (one.accuracy, None, None) if one.direction == "understanding" else (None, one.accuracy, None)
 
 
 def shift_rows(old: ShiftReport | None, new: ShiftReport | None) -> list[Row]:
