@@ -13,6 +13,7 @@ from gapeval_lab.cli_common import home, short, wide_console
 from gapeval_lab.cli_delta import app as delta_app
 from gapeval_lab.cli_export import export
 from gapeval_lab.cli_judge import judge_app, labels_app, score
+from gapeval_lab.cli_model import app as model_app
 from gapeval_lab.cli_search import search
 from gapeval_lab.errors import SafetyError, UserError
 
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.add_typer(delta_app, name="delta")
 app.add_typer(judge_app, name="judge")
 app.add_typer(labels_app, name="labels")
+app.add_typer(model_app, name="model")
 app.command()(search)
 app.command()(export)
 app.command()(score)

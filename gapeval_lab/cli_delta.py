@@ -194,17 +194,11 @@ def _resolve(words: str) -> "tuple[ScaledFile, Head]":
 
 def _load_model(name: str) -> "UMM":
     """The model of a config."""
+    from gapeval_lab.recipe import model_node
     from gapeval_lab.registry import build
-    from gapeval_lab.shipped import find_file, read_text
-    from gapeval_lab.yaml_file import parse
 
-    path = find_file(name, folder="configs/models", suffix=".yaml")
-    data = parse(read_text(path), str(path)).data
-    if not isinstance(data, dict) or not isinstance(data.get("use"), str):
-        raise UserError(
-            f"--model: {path} is no model's config; it should hold use: <family> and its settings"
-        )
-    umm: UMM = build("models", data.pop("use"), settings=data).load()
+    node = model_node(name)
+    umm: UMM = build("models", node.use, settings=node.settings).load()
     return umm
 
 

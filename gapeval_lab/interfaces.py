@@ -203,6 +203,19 @@ class Weightless(Protocol):
 
 
 @runtime_checkable
+class Sketchable(Protocol):
+    """Settings of a model whose modules can be built without reading its weights."""
+
+    def sketch(self) -> nn.Module:
+        """The backbone's root as it would be, without weights (on torch's meta device)."""
+        ...
+
+    def sites_in(self, root: nn.Module) -> Sites:
+        """The sites of such a root."""
+        ...
+
+
+@runtime_checkable
 class Savable(Protocol):
     """A UMM that can also be written to disk."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -18,16 +18,18 @@ from pydantic import ConfigDict, Field, StringConstraints, ValidationError, mode
 from gapeval_lab import registry
 from gapeval_lab.errors import UserError
 from gapeval_lab.evaluation_settings import Evaluation
+from gapeval_lab.recipe_draft import Draft, override_key, resolve_node
+from gapeval_lab.registry import Kind
 from gapeval_lab.sections import Strict, Text
 from gapeval_lab.shipped import find_file, read_text
 from gapeval_lab.space import check
 from gapeval_lab.study_settings import Search
-from gapeval_lab.validation import KeyPath, Problem, dotted, explain, validate
-from gapeval_lab.yaml_file import Document, parse
+from gapeval_lab.validation import explain, validate
+from gapeval_lab.yaml_file import parse
 
 NodeField = Literal["model", "benchmark", "judge", "intervention"]
 
-KINDS: Mapping[NodeField, registry.Kind] = {
+KINDS: Mapping[NodeField, Kind] = {
     "model": "models",
     "benchmark": "benchmarks",
     "judge": "judges",
@@ -168,26 +170,6 @@ class LoadedRecipe:
     overrides: tuple[str, ...] = ()
 
 
-@dataclass
-class _Draft:
-    """A recipe on its way: plain data, where each key came from, and what is wrong so far."""
-
-    data: dict[str, Any]
-    origins: dict[KeyPath, str]
-    problems: list[Problem] = field(default_factory=list)
-
-    def add(self, path: KeyPath, message: str) -> None:
-        """Note a mistake."""
-        self.problems.append(Problem(path, message))
-
-    def report(self, problem: Problem) -> str:
-        """The mistake as a line: path, message, origin of the nearest key that has one."""
-        path = problem.path
-        ends = range(len(path), 0, -1)
-        origin = next((self.origins[path[:end]] for end in ends if path[:end] in self.origins), "")
-        return f"{dotted(path) or 'recipe'}: {problem.message}" + (f" ({origin})" if origin else "")
-
-
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Read, override, resolve and validate a recipe.
 
@@ -208,17 +190,30 @@ def resolve(text: str, *, source: str, overrides: Sequence[str] = ()) -> LoadedR
     if not isinstance(document.data, dict):
         raise UserError(f"{source}: a recipe is a mapping of keys to values; this file holds none")
     origins = {path: f"line {line}" for path, line in document.lines.items()}
-    draft = _Draft(document.data, origins, list(document.problems))
+    draft = Draft(document.data, origins, list(document.problems))
     for override in overrides:
-        _override(draft, override)
-    broken = {name for name in KINDS if not _resolve_node(draft, name, draft.data, ())}
+        override_key(draft, override)
+    broken = {name for name in KINDS if not resolve_node(draft, name, KINDS[name], draft.data, ())}
     broken |= _resolve_steps(draft)
     recipe = _validated(draft, broken)
     if recipe is None or draft.problems:
-        lines = list(dict.fromkeys(draft.report(problem) for problem in draft.problems))
-        raise UserError("\n  ".join([f"{source}: {len(lines)} to mend", *lines]))
+        raise draft.mistakes(source)
     resolved = recipe.model_dump(mode="json")
     return LoadedRecipe(recipe, text, resolved, content_hash(resolved), source, tuple(overrides))
+
+
+def model_node(config: str, overrides: Sequence[str] = ()) -> Node:
+    """The node of a model's config (a name or a path) with `path=value` overrides, outside any recipe.
+
+    Raises:
+        UserError: with every mistake of the node.
+    """
+    draft = Draft({"model": {"config": config}}, {})
+    for override in overrides:
+        override_key(draft, f"model.{override}")
+    if not resolve_node(draft, "model", "models", draft.data, ()) or draft.problems:
+        raise draft.mistakes(config)
+    return Node.model_validate(draft.data["model"])
 
 
 def content_hash(resolved: Mapping[str, Any]) -> str:
@@ -238,119 +233,18 @@ def flatten(resolved: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _override(draft: _Draft, override: str) -> None:
-    """Apply one `dotted.path=value`. Whether the path is known shows when the whole is validated."""
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts) or not text.strip():
-        raise UserError(f"--set: '{override}' is not of the form path=value (null is a value, too)")
-    if parts[:2] == ["search", "space"] and len(parts) > 3:  # the keys of the space have dots themselves
-        parts = ["search", "space", ".".join(parts[2:-1]), parts[-1]]
-    document = parse(text, f"--set {override}")
-    path: KeyPath = tuple(parts)
-    draft.problems.extend(Problem((*path, *problem.path), problem.message) for problem in document.problems)
-    here = draft.data
-    for depth, part in enumerate(parts[:-1], start=1):
-        if here.get(part) is None:
-            here[part] = {}
-            draft.origins[path[:depth]] = "--set"
-        here = here[part]
-        if not isinstance(here, dict):
-            draft.add(path, f"'{dotted(path[:depth])}' is no mapping; set it whole (--set)")
-            return
-    here[parts[-1]] = document.data
-    kept = {place: at for place, at in draft.origins.items() if place[: len(path)] != path}
-    draft.origins = {**kept, path: "--set"}
-
-
-def _resolve_steps(draft: _Draft) -> set[NodeField]:
+def _resolve_steps(draft: Draft) -> set[NodeField]:
     """The nodes of `then`; an unusable one is reported and stands as a placeholder."""
     steps = draft.data.get("then")
     fine = True
     for number, step in enumerate(steps if isinstance(steps, list) else []):
-        if isinstance(step, dict) and not _resolve_node(draft, "intervention", step, ("then", number)):
+        at = ("then", number)
+        if isinstance(step, dict) and not resolve_node(draft, "intervention", "interventions", step, at):
             step["intervention"], fine = {"use": "broken"}, False
     return set() if fine else {"intervention"}
 
 
-def _resolve_node(draft: _Draft, name: NodeField, holder: dict[str, Any], place: KeyPath) -> bool:
-    """Inline a node's config and fill in its plug-in's defaults; False if that was not possible.
-
-    Args:
-        draft: takes the mistakes.
-        name: the node's key and kind.
-        holder: the mapping that the node stands in.
-        place: the path of that mapping.
-    """
-    raw, at = holder.get(name), (*place, name)
-    if raw is None:
-        return True  # whether the node may be missing is the schema's to say
-    if not isinstance(raw, dict):
-        draft.add(at, f"should be a mapping such as {{use: name}}; got {raw!r}")
-        return False
-    node = _with_config(draft, name, raw, at)
-    if node is None:
-        return False
-    kind = KINDS[name]
-    use = node.pop("use", None)
-    if not isinstance(use, str):
-        choices = ", ".join(registry.names(kind))
-        draft.add((*at, "use"), f"should name one of: {choices}; got {use!r}")
-        return False
-    try:
-        plugin = registry.find(kind, use)
-    except UserError as error:
-        draft.add((*at, "use"), str(error))
-        return False
-    try:
-        settings = validate(plugin, node)
-    except ValidationError as error:
-        for problem in explain(error, plugin, node):
-            draft.add((*at, *problem.path), problem.message)
-        return False
-    except UserError as error:  # from a plug-in's own check
-        draft.add(at, str(error))
-        return False
-    holder[name] = {"use": use, **settings.model_dump(mode="json", by_alias=True)}
-    return True
-
-
-def _with_config(draft: _Draft, name: NodeField, raw: dict[str, Any], at: KeyPath) -> dict[str, Any] | None:
-    """The node with its config as the base; None if there is no such config."""
-    if "config" not in raw:
-        return dict(raw)
-    own = {key: value for key, value in raw.items() if key != "config"}
-    config = raw["config"]
-    if not isinstance(config, str):
-        draft.add((*at, "config"), f"should be the name of a config; got {config!r}")
-        return None
-    try:
-        path = find_file(config, folder=f"configs/{KINDS[name]}", suffix=".yaml")
-        document: Document = parse(read_text(path), str(path))
-    except UserError as error:
-        draft.add((*at, "config"), str(error))
-        return None
-    if not isinstance(document.data, dict):
-        draft.add((*at, "config"), f"{path} should hold a mapping of keys to values")
-        return None
-    for place, line in document.lines.items():
-        draft.origins.setdefault((*at, *place), f"{path} line {line}")
-    draft.problems.extend(Problem((*at, *problem.path), problem.message) for problem in document.problems)
-    return _merge(document.data, own)
-
-
-def _merge(base: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` over `base`; mappings merge key by key, everything else replaces."""
-    merged = dict(base)
-    for key, value in above.items():
-        old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
-            value = _merge(old, value)
-        merged[key] = value
-    return merged
-
-
-def _validated(draft: _Draft, broken: set[NodeField]) -> Recipe | None:
+def _validated(draft: Draft, broken: set[NodeField]) -> Recipe | None:
     """The recipe, or None; mistakes go into the draft. Broken nodes have been reported already."""
     data = {key: {"use": "broken"} if key in broken else value for key, value in draft.data.items()}
     try:

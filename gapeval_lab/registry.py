@@ -25,7 +25,9 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
             "emu3": "gapeval_lab.models.emu3:Emu3",
             "janus": "gapeval_lab.models.janus:Janus",
             "openai": "gapeval_lab.models.openai_chat:OpenAIChat",
+            "pair": "gapeval_lab.models.pair:Pair",
             "replay": "gapeval_lab.models.replay:Replay",
+            "vlm": "gapeval_lab.models.vlm:Vlm",
         },
         "benchmarks": {
             "gapeval": "gapeval_lab.benchmarks.gapeval:GapEval",

@@ -10,6 +10,8 @@ Asks little questions and looks at the form of what comes back, never at whether
 
 import json
 import random
+import re
+from collections.abc import Mapping
 from itertools import product
 
 import numpy as np
@@ -17,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import UMM
 from gapeval_lab.items import Direction, Example, Prompt, Response, image_digest
 
@@ -81,6 +84,11 @@ class UMMContract:
         for direction in sorted(umm.directions):
             assert self.respond(umm, direction, [], []) == []
 
+    def test_a_direction_that_it_lacks_is_refused(self, umm: UMM) -> None:
+        for direction in frozenset(Direction) - umm.directions:
+            with pytest.raises(UserError, match=re.escape(umm.name)):
+                self.respond(umm, direction, [Prompt(self.texts[0])], [0])
+
     def test_one_answer_each_of_the_right_kind(self, umm: UMM) -> None:
         prompts = self.prompts()
         for direction in sorted(umm.directions):
@@ -140,6 +148,14 @@ class TrainableUMMContract(UMMContract):
         "tell me of the cross , its colour .",
     )
 
+    trained: Mapping[Direction, str] = {direction: "mlp_down" for direction in Direction}
+    """A site whose weights each direction depends on."""
+
+    def weight(self, umm: UMM, direction: Direction) -> torch.nn.Parameter:
+        backbone = umm.backbone()
+        path = backbone.sites.path(self.trained[direction], 0)
+        return backbone.root.get_submodule(path).get_parameter("weight")
+
     def examples(self, direction: Direction) -> list[Example]:
         told: list[Answer] = [*self.answers]
         drawn: list[Answer] = [noise_picture(10 + index) for index in range(len(told))]
@@ -167,14 +183,12 @@ class TrainableUMMContract(UMMContract):
             assert bool((straight != swapped.flip(0)).all())
 
     def test_losses_give_gradients_to_the_trunk_and_leave_none_behind(self, umm: UMM) -> None:
-        backbone = umm.backbone()
-        path = backbone.sites.path("mlp_down", 0)
-        weight = backbone.root.get_submodule(path).get_parameter("weight")
         for direction in sorted(umm.directions):
+            weight = self.weight(umm, direction)
             (gradient,) = torch.autograd.grad(umm.loss(self.examples(direction), direction).sum(), weight)
             assert gradient.shape == weight.shape
             assert float(gradient.abs().sum()) > 0
-        assert weight.grad is None
+            assert weight.grad is None
 
     def test_sites_are_modules_of_the_root(self, umm: UMM) -> None:
         backbone = umm.backbone()
@@ -236,10 +250,9 @@ class TrainableUMMContract(UMMContract):
                 assert float(-picked.sum()) <= float(losses[row]) + 1e-3
 
     def test_weights_of_the_backbone_are_the_ones_that_answer(self, umm: UMM) -> None:
-        backbone = umm.backbone()
-        weight = backbone.root.get_submodule(backbone.sites.path("mlp_down", 0)).get_parameter("weight")
-        kept = weight.detach().clone()
         for direction in sorted(umm.directions):
+            weight = self.weight(umm, direction)
+            kept = weight.detach().clone()
             examples = self.examples(direction)
             with torch.no_grad():
                 before = umm.loss(examples, direction)

@@ -47,15 +47,17 @@ ARROWS: dict[str, set[str]] = {
     "sections": set(),
     "protocol_settings": {"sections"},
     "evaluation_settings": {"sections", "protocol_settings"},
+    "recipe_draft": {"registry", "errors", "shipped", "validation", "yaml_file"},
     "recipe": {
         *("sections", "registry", "errors", "shipped", "space", "study_settings", "validation"),
-        *("yaml_file", "evaluation_settings"),
+        *("yaml_file", "evaluation_settings", "recipe_draft"),
     },
     "gap": {"errors"},
     "catalogue": {"recipe", "errors", "shipped", "yaml_file"},
     "outcome": {"gap", "files"},
     # plug-ins: none imports another kind
-    "models": PLUG_IN | {"gapeval_layout", "endpoint", "validation"},
+    # a model may be made of others, whatever their family
+    "models": PLUG_IN | {"gapeval_layout", "endpoint", "registry", "validation"},
     "benchmarks": PLUG_IN | {"scene", "gapeval_layout", "shipped", "yaml_file"},
     # a judge that is a model on this machine builds it by name
     "judges": PLUG_IN

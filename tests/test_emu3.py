@@ -299,7 +299,7 @@ def test_the_negative_prompt_and_the_size_count(checkpoint: Path, guided: Loaded
 def test_attention_implementations_agree(checkpoint: Path, greedy: LoadedEmu3, attention: str) -> None:
     umm = load(checkpoint, attention=attention)
     assert umm.model.model.text_model.config._attn_implementation == attention
-    assert umm.settings()["attention"] == attention
+    assert umm.settings().get("attention", "sdpa") == attention
     prompts = [Prompt("a red square", (noise_picture(0),)), Prompt("the")]
     examples = [Example(prompt, noise_picture(3)) for prompt in prompts]
     with torch.no_grad():

@@ -6,12 +6,14 @@ no torch; the network is used for hub ids only, never for a folder.
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
 from gapeval_lab.errors import UserError
 
 EMBEDDED: Final = "embedded"
+EMBEDDED_FOLDER: Final = Path(__file__).parent / "embedded"
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HUB_FILES: Final = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
 
@@ -54,31 +56,58 @@ def find_checkpoint(weights: str, *, embedded: Path) -> Path:
     try:
         return Path(snapshot_download(weights, allow_patterns=_HUB_FILES))
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise unusable(
-            weights,
-            f"is no local folder and could not be fetched from the hub ({type(error).__name__}: {reason})",
-            "check the name and the network, or give a local folder",
-        ) from None
+        raise _unreachable(weights, error) from None
 
 
-def check_checkpoint(folder: Path, *, weights: str, model_type: str) -> None:
+def _unreachable(weights: str, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0]
+    return unusable(
+        weights,
+        f"is no local folder and could not be fetched from the hub ({type(error).__name__}: {reason})",
+        "check the name and the network, or give a local folder",
+    )
+
+
+def find_config(weights: str, *, embedded: Path, model_type: str | Collection[str]) -> dict[str, Any]:
+    """The checkpoint's config.json, without its weights; of a hub id, this one file is fetched.
+
+    Args:
+        weights, embedded: see `find_checkpoint`.
+        model_type: see `check_checkpoint`.
+
+    Raises:
+        UserError: there is none, or it is of another family.
+    """
+    if weights == EMBEDDED or Path(weights).expanduser().exists() or not _HUB_ID.fullmatch(weights):
+        folder = find_checkpoint(weights, embedded=embedded)
+    else:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            folder = Path(hf_hub_download(weights, "config.json")).parent
+        except (OSError, ValueError) as error:
+            raise _unreachable(weights, error) from None
+    return _config(folder, weights, model_type)
+
+
+def check_checkpoint(folder: Path, *, weights: str, model_type: str | Collection[str]) -> dict[str, Any]:
     """Make sure that the folder holds a whole checkpoint of the family.
 
     Each safetensors file states in its header how long it must be; a file cut short in a copy or a
     download is told from a whole one without reading its tensors.
 
+    Args:
+        folder: the checkpoint.
+        weights: what it is called in messages.
+        model_type: the family's name in config.json, or the names of several.
+
+    Returns:
+        config.json.
+
     Raises:
         UserError: config or weights are missing, cut short, or of another family.
     """
-    config = _json(folder / "config.json", weights)
-    found = config.get("model_type")
-    if found != model_type:
-        raise unusable(
-            weights,
-            f"holds a model of type '{found}', not '{model_type}'",
-            f"give a {model_type} checkpoint in the format of the transformers library",
-        )
+    config = _config(folder, weights, model_type)
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.is_file():
@@ -92,6 +121,27 @@ def check_checkpoint(folder: Path, *, weights: str, model_type: str) -> None:
         problem = _damage(folder / name)
         if problem:
             raise unusable(weights, f"has a damaged file {name} ({problem})", "copy or download it again")
+    return config
+
+
+def _config(folder: Path, weights: str, model_type: str | Collection[str]) -> dict[str, Any]:
+    """config.json of a checkpoint of the family."""
+    config = _json(folder / "config.json", weights)
+    found = config.get("model_type")
+    if isinstance(model_type, str):
+        if found != model_type:
+            raise unusable(
+                weights,
+                f"holds a model of type '{found}', not '{model_type}'",
+                f"give a {model_type} checkpoint in the format of the transformers library",
+            )
+    elif found not in model_type:
+        raise unusable(
+            weights,
+            f"holds a model of type '{found}', which is none of the families that fit here",
+            "give a checkpoint in the format of the transformers library, of a family that it knows",
+        )
+    return config
 
 
 def _json(path: Path, weights: str) -> dict[str, Any]:

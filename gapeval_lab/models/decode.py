@@ -22,6 +22,10 @@ _LEAST: Final = 2.0**-25
 exactly 0 (one in 2**24) would otherwise be an infinite Gumbel value, which wins whatever the model says."""
 
 
+OWN_MASK: Final = ("sdpa", "eager")
+"""Attention that takes a mask over pairs of positions; flash attention has one over tokens."""
+
+
 class _Room(DynamicLayer):  # type: ignore[misc]
     """One layer's keys and values, in memory set aside for `total` positions."""
 
@@ -68,7 +72,7 @@ class Stepper:
         # finite number, not -inf: a padding position attends to nothing but itself and its like, and
         # a row of -inf would make it NaN.
         # Flash attention takes the plain mask alone.
-        self._plain = str(trunk.config._attn_implementation).startswith("flash")
+        self._plain = trunk.config._attn_implementation not in OWN_MASK
         self._mask = whole
         if not self._plain:
             lowest = torch.finfo(trunk.dtype).min
@@ -135,7 +139,7 @@ def continue_text(
             break
         going = [place for place, row in enumerate(live) if row not in ended]
         if 2 * len(going) <= len(live):
-            rows = torch.tensor(going, device=tokens.device)
+            rows = torch.tensor(going)  # on the CPU: layers may lie on several devices
             stepper.keep(rows)
             tokens, live = tokens[rows], [live[place] for place in going]
         embeddings = embed(tokens[:, None])

@@ -5,24 +5,27 @@ Light to import, so that a recipe is checked in no time; `load` brings in the re
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from gapeval_lab.models.load_options import LoadOptions
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from gapeval_lab.interfaces import Sites
     from gapeval_lab.models.emu3_model import LoadedEmu3
 
 
-class Emu3(BaseModel):
-    """Which Emu3, and how it answers.
+class Emu3(LoadOptions):
+    """Which Emu3, and how it answers; how it is loaded: see `LoadOptions`.
 
     Attributes:
         weights: "embedded", a folder in Hugging Face format, or a hub id (the only one of the three
             that uses the network).
-        dtype: of weights and arithmetic.
-        device: "auto" is the first CUDA device if there is one, else the CPU.
-        attention: the trunk's implementation of attention; "flash_attention_2" needs a CUDA device, the
-            flash-attn package and a dtype of 16 bits.
+        attention: the trunk's implementation; flash attention needs a CUDA device, its package and a dtype
+            of 16 bits.
         temperature: of drawing; 0 takes the likeliest code. Text answers are always the likeliest.
         top_k: drawing takes one of so many of the likeliest codes; None: of all.
         guidance: classifier-free guidance of drawing, on all logits; 1 is none.
@@ -34,12 +37,7 @@ class Emu3(BaseModel):
         batch: prompts per forward pass; changes speed and memory, not answers.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     weights: str = "embedded"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     top_k: int | None = Field(default=None, ge=1)
     guidance: float = Field(default=1.0, ge=1.0, allow_inf_nan=False)
@@ -54,8 +52,8 @@ class Emu3(BaseModel):
             raise ValueError("top_k: has no effect at temperature 0; set a temperature, or leave it out")
         if self.negative_prompt and self.guidance == 1:
             raise ValueError("negative_prompt: has no effect at guidance 1; set guidance, or leave it out")
-        if self.attention == "flash_attention_2" and self.dtype == "float32":
-            raise ValueError("attention: 'flash_attention_2' has no float32; set dtype to bfloat16")
+        if self.attention.startswith("flash") and self.dtype == "float32":
+            raise ValueError(f"attention: '{self.attention}' has no float32; set dtype to bfloat16")
         return self
 
     def load(self) -> LoadedEmu3:
@@ -67,3 +65,19 @@ class Emu3(BaseModel):
         from gapeval_lab.models.emu3_model import load
 
         return load(self)
+
+    def sketch(self) -> nn.Module:
+        """The model's modules without weights, on torch's meta device.
+
+        Raises:
+            UserError: there is no config.json of an Emu3.
+        """
+        from gapeval_lab.models.emu3_model import sketch
+
+        return sketch(self)
+
+    def sites_in(self, root: nn.Module) -> Sites:
+        """The sites of such a root."""
+        from gapeval_lab.models.emu3_model import sites_in
+
+        return sites_in(root)

@@ -13,18 +13,27 @@ from typing import Any, Final
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
-from transformers import Emu3ForConditionalGeneration
+from transformers import Emu3Config, Emu3ForConditionalGeneration
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import Backbone, Drawing, Encoded, Sites
 from gapeval_lab.items import Direction, Example, Prompt
-from gapeval_lab.models.checkpoint import check_checkpoint, find_checkpoint, unusable
+from gapeval_lab.models.checkpoint import check_checkpoint, find_checkpoint, find_config, unusable
 from gapeval_lab.models.decode import Stepper, continue_text, draw_codes, pieces, positions
 from gapeval_lab.models.emu3 import Emu3
 from gapeval_lab.models.emu3_layout import Layout
-from gapeval_lab.models.loading import check_vocabulary, find_device, quiet, read_model, read_processor
+from gapeval_lab.models.loading import (
+    Compiled,
+    Quantised,
+    check_vocabulary,
+    find_device,
+    load_processor,
+    load_weights,
+    quiet,
+    without_weights,
+)
 from gapeval_lab.models.sequences import (
     check_answers,
     encoded,
@@ -33,6 +42,7 @@ from gapeval_lab.models.sequences import (
     text_losses,
 )
 
+EMBEDDED_FOLDER: Final = Path(__file__).parent / "embedded_emu3"
 _BLOCK: Final = "model.text_model.layers.{}"
 SITES: Final = {
     "block": _BLOCK,
@@ -63,16 +73,18 @@ class LoadedEmu3:
         self.model, self.processor, self._settings = model, processor, settings
         self.name = f"emu3/{Path(settings.weights).name}"
         self.layout = Layout(model, processor, settings.size)
+        self._trunk = model.model.text_model
+        self._compiled = Compiled(self._trunk, wanted=settings.compile)
 
     def answer(self, prompts: Sequence[Prompt], *, seeds: Sequence[int]) -> list[str]:
         """The likeliest text answer to each prompt; seeds play no part in it."""
         same_length(prompts, seeds)
         limit, answers = self._settings.max_new_tokens, [""] * len(prompts)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._compiled:
             for indices, rows in self._batches(prompts, Direction.UNDERSTANDING):
                 ids, mask = self.layout.padded(rows)
                 tokens = continue_text(
-                    Stepper(self.model.model.text_model, mask, room=limit - 1),
+                    Stepper(self._trunk, mask, room=limit - 1),
                     self._embed(ids),
                     model=self.model,
                     stops=self.layout.stop_ids,
@@ -102,13 +114,13 @@ class LoadedEmu3:
                 tokens = torch.cat([tokens, torch.full_like(tokens, layout.eol_id)], dim=1)
             return self._embed(tokens)
 
-        with torch.inference_mode():
+        with torch.inference_mode(), self._compiled:
             for indices, rows in self._batches(prompts, Direction.GENERATION):
                 branch = [] if chosen.guidance == 1.0 else [untold.ids] * len(rows)
                 ids, mask = layout.padded([*rows, *branch])
                 drawn = draw_codes(
                     # An eol follows every row of the picture but the last.
-                    Stepper(self.model.model.text_model, mask, room=layout.count - 1 + layout.height - 1),
+                    Stepper(self._trunk, mask, room=layout.count - 1 + layout.height - 1),
                     self._embed(ids),
                     head=lambda states: layout.visual(self.model.lm_head(states)),
                     embed=following,
@@ -182,7 +194,7 @@ class LoadedEmu3:
 
     def _states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The trunk's last hidden states over whole sequences, (batch, length, hidden)."""
-        states: Tensor = self.model.model.text_model(
+        states: Tensor = self._trunk(
             inputs_embeds=self._embed(ids),
             attention_mask=mask,
             position_ids=positions(mask),
@@ -195,7 +207,7 @@ class LoadedEmu3:
         config = self.model.config.text_config
         return Backbone(
             root=self.model,
-            sites=Sites(templates=SITES, layers=config.num_hidden_layers),
+            sites=sites_in(self.model),
             hidden_size=config.hidden_size,
             encode=lambda questions, targets: encoded(self.layout, questions, targets),
             logits=self._logits,
@@ -232,13 +244,13 @@ class LoadedEmu3:
             "family": "emu3",
             "dtype": chosen.dtype,
             "device": self.model.device.type,
-            "attention": chosen.attention,
             "temperature": chosen.temperature,
             "top_k": chosen.top_k,
             "guidance": chosen.guidance,
             "negative_prompt": chosen.negative_prompt,
             "max_new_tokens": chosen.max_new_tokens,
             "layout": self.layout.digest(),
+            **chosen.of_answers(),
         }
 
     def _batches(
@@ -250,6 +262,10 @@ class LoadedEmu3:
             yield group, [asked[index].ids for index in group]
 
 
+class QuantisedEmu3(Quantised, LoadedEmu3):
+    """An Emu3 whose weights are held in 8 or 4 bits: measured, never edited."""
+
+
 def load(settings: Emu3) -> LoadedEmu3:
     """Read the weights that the settings name.
 
@@ -257,30 +273,32 @@ def load(settings: Emu3) -> LoadedEmu3:
         UserError: weights or device are not there, not whole, or not an Emu3.
     """
     device = find_device(settings.device)
-    if settings.attention == "flash_attention_2" and device.type != "cuda":
-        raise UserError("model.attention: 'flash_attention_2' needs a CUDA device; use 'sdpa'")
+    if settings.attention.startswith("flash") and device.type != "cuda":
+        raise UserError(f"model.attention: '{settings.attention}' needs a CUDA device; use 'sdpa'")
     weights = settings.weights
-    folder = find_checkpoint(weights, embedded=Path(__file__).parent / "embedded_emu3")
+    folder = find_checkpoint(weights, embedded=EMBEDDED_FOLDER)
     check_checkpoint(folder, weights=weights, model_type="emu3")
     _check_visual_tokens(folder, weights)
     with quiet():
-        processor = read_processor(folder, weights=weights)
-        try:
-            model = read_model(
-                Emu3ForConditionalGeneration,
-                folder,
-                weights=weights,
-                dtype=settings.dtype,
-                # Heads of the picture tokenizer are too wide for flash attention.
-                attention={"text_config": settings.attention, "vq_config": "sdpa"},
-            )
-        except ImportError as error:
-            raise UserError(
-                f"model.attention: '{settings.attention}' cannot be used here "
-                f"({str(error).splitlines()[0]}); install what it needs, or use 'sdpa'"
-            ) from None
-    check_vocabulary(model, processor, weights=weights)
-    return LoadedEmu3(model.to(device).eval(), processor, settings)
+        processor = load_processor(folder, weights)
+    # Heads of the picture tokenizer are too wide for flash attention.
+    parts = {"text_config": settings.attention, "vq_config": "sdpa"}
+    model = load_weights(Emu3ForConditionalGeneration, folder, settings, attention=parts)
+    check_vocabulary(model, processor, weights)
+    return (LoadedEmu3 if settings.quantise is None else QuantisedEmu3)(model, processor, settings)
+
+
+def sketch(settings: Emu3) -> nn.Module:
+    """See `Emu3.sketch`."""
+    config = find_config(settings.weights, embedded=EMBEDDED_FOLDER, model_type="emu3")
+    return without_weights(
+        lambda: Emu3ForConditionalGeneration(Emu3Config.from_dict(config)), settings.weights
+    )
+
+
+def sites_in(model: Any) -> Sites:
+    """See `Emu3.sites_in`."""
+    return Sites(templates=SITES, layers=model.config.text_config.num_hidden_layers)
 
 
 def _check_visual_tokens(folder: Path, weights: str) -> None:

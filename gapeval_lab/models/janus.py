@@ -5,33 +5,32 @@ Light to import, so that a recipe is checked in no time; `load` brings in the re
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from gapeval_lab.models.load_options import LoadOptions
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from gapeval_lab.interfaces import Sites
     from gapeval_lab.models.janus_model import LoadedJanus
 
 
-class Janus(BaseModel):
-    """Which Janus, and how it answers.
+class Janus(LoadOptions):
+    """Which Janus, and how it answers; how it is loaded: see `LoadOptions`.
 
     Attributes:
         weights: "embedded", a folder in Hugging Face format, or a hub id (the only one of the three
             that uses the network).
-        dtype: of weights and arithmetic.
-        device: "auto" is the first CUDA device if there is one, else the CPU.
         temperature: of drawing; 0 takes the likeliest code. Text answers are always the likeliest.
         guidance: classifier-free guidance of drawing; 1 is none.
         max_new_tokens: longest text answer.
         batch: prompts per forward pass; changes speed and memory, not answers.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     weights: str = "embedded"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     guidance: float = Field(default=1.0, ge=1.0, allow_inf_nan=False)
     max_new_tokens: int = Field(default=32, ge=1)
@@ -46,3 +45,19 @@ class Janus(BaseModel):
         from gapeval_lab.models.janus_model import load
 
         return load(self)
+
+    def sketch(self) -> nn.Module:
+        """The model's modules without weights, on torch's meta device.
+
+        Raises:
+            UserError: there is no config.json of a Janus.
+        """
+        from gapeval_lab.models.janus_model import sketch
+
+        return sketch(self)
+
+    def sites_in(self, root: nn.Module) -> Sites:
+        """The sites of such a root."""
+        from gapeval_lab.models.janus_model import sites_in
+
+        return sites_in(root)

@@ -122,10 +122,10 @@ class Layout:
             ids: (batch, length).
             pictures: one (tokens, hidden) per picture, row by row.
         """
-        embeddings: Tensor = self._model.get_input_embeddings()(ids)
+        embeddings: Tensor = self._model.get_input_embeddings()(ids).to(ids.device)
         if not pictures:
             return embeddings
-        features = torch.cat(list(pictures)).to(embeddings.dtype)
+        features = torch.cat(list(pictures)).to(embeddings)
         return embeddings.masked_scatter((ids == self.image_id).unsqueeze(-1), features)
 
     def features(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:

@@ -12,18 +12,27 @@ from typing import Any, Final
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
-from transformers import JanusForConditionalGeneration
+from transformers import JanusConfig, JanusForConditionalGeneration
 
 from gapeval_lab.interfaces import Backbone, Drawing, Encoded, Sites
 from gapeval_lab.items import Direction, Example, Prompt
-from gapeval_lab.models.checkpoint import check_checkpoint, find_checkpoint
+from gapeval_lab.models.checkpoint import EMBEDDED_FOLDER, check_checkpoint, find_checkpoint, find_config
 from gapeval_lab.models.decode import Stepper, continue_text, pieces, positions
 from gapeval_lab.models.janus import Janus
 from gapeval_lab.models.janus_decode import draw_codes
 from gapeval_lab.models.janus_layout import Layout
-from gapeval_lab.models.loading import check_vocabulary, find_device, quiet, read_model, read_processor
+from gapeval_lab.models.loading import (
+    Compiled,
+    Quantised,
+    check_vocabulary,
+    find_device,
+    load_processor,
+    load_weights,
+    quiet,
+    without_weights,
+)
 from gapeval_lab.models.sequences import (
     Asked,
     check_answers,
@@ -63,14 +72,16 @@ class LoadedJanus:
         self.model, self.processor, self._settings = model, processor, settings
         self.name = f"janus/{Path(settings.weights).name}"
         self.layout = Layout(model, processor)
+        self._trunk = model.model.language_model
+        self._compiled = Compiled(self._trunk, wanted=settings.compile)
 
     def answer(self, prompts: Sequence[Prompt], *, seeds: Sequence[int]) -> list[str]:
         """The likeliest text answer to each prompt; seeds play no part in it."""
         same_length(prompts, seeds)
         limit, answers = self._settings.max_new_tokens, [""] * len(prompts)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._compiled:
             for indices, embeddings, mask, _ in self._batches(prompts, Direction.UNDERSTANDING):
-                stepper = Stepper(self.model.model.language_model, mask, room=limit - 1)
+                stepper = Stepper(self._trunk, mask, room=limit - 1)
                 tokens = continue_text(
                     stepper, embeddings, model=self.model, stops=self.layout.stop_ids, limit=limit
                 )
@@ -87,13 +98,13 @@ class LoadedJanus:
         same_length(prompts, seeds)
         count, guidance = self.layout.picture_tokens, self._settings.guidance
         codes = torch.empty(len(prompts), count, dtype=torch.long)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._compiled:
             for indices, embeddings, mask, ids in self._batches(prompts, Direction.GENERATION):
                 if guidance != 1.0:
                     untold = self.layout.embed(self.layout.unconditional(ids), [])
                     embeddings, mask = torch.cat([embeddings, untold]), mask.repeat(2, 1)
                 drawn = draw_codes(
-                    Stepper(self.model.model.language_model, mask, room=count - 1),
+                    Stepper(self._trunk, mask, room=count - 1),
                     embeddings,
                     model=self.model,
                     seeds=[seeds[index] for index in indices],
@@ -175,21 +186,20 @@ class LoadedJanus:
 
     def _states(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """The trunk's last hidden states over whole sequences, (batch, length, hidden)."""
-        states: Tensor = self.model.model.language_model(
+        states: Tensor = self._trunk(
             inputs_embeds=embeddings,
             attention_mask=mask,
             position_ids=positions(mask),
             use_cache=False,
         ).last_hidden_state
-        return states
+        return states.to(embeddings.device)  # layers may lie on several devices
 
     def backbone(self) -> Backbone:
         """The trunk, for interventions. Targets are appended without eos, which is no part of a fact."""
-        config = self.model.config.text_config
         return Backbone(
             root=self.model,
-            sites=Sites(templates=SITES, layers=config.num_hidden_layers),
-            hidden_size=config.hidden_size,
+            sites=sites_in(self.model),
+            hidden_size=self.model.config.text_config.hidden_size,
             encode=lambda questions, targets: encoded(self.layout, questions, targets),
             logits=self._logits,
             tokenizer=self.processor.tokenizer,
@@ -230,6 +240,7 @@ class LoadedJanus:
             "guidance": chosen.guidance,
             "max_new_tokens": chosen.max_new_tokens,
             "layout": self.layout.digest(),
+            **chosen.of_answers(),
         }
 
     def _batches(
@@ -248,23 +259,34 @@ class LoadedJanus:
         return self.layout.features([image for prompt in prompts for image in prompt.images])
 
 
+class QuantisedJanus(Quantised, LoadedJanus):
+    """A Janus whose weights are held in 8 or 4 bits: measured, never edited."""
+
+
 def load(settings: Janus) -> LoadedJanus:
     """Read the weights that the settings name.
 
     Raises:
         UserError: weights or device are not there, not whole, or not a Janus.
     """
-    device = find_device(settings.device)
-    folder = find_checkpoint(settings.weights, embedded=Path(__file__).parent / "embedded")
+    find_device(settings.device)
+    folder = find_checkpoint(settings.weights, embedded=EMBEDDED_FOLDER)
     check_checkpoint(folder, weights=settings.weights, model_type="janus")
     with quiet():
-        processor = read_processor(folder, weights=settings.weights)
-        model = read_model(
-            JanusForConditionalGeneration,
-            folder,
-            weights=settings.weights,
-            dtype=settings.dtype,
-            attention="sdpa",
-        )
-    check_vocabulary(model, processor, weights=settings.weights)
-    return LoadedJanus(model.to(device).eval(), processor, settings)
+        processor = load_processor(folder, settings.weights)
+    model = load_weights(JanusForConditionalGeneration, folder, settings)
+    check_vocabulary(model, processor, settings.weights)
+    return (LoadedJanus if settings.quantise is None else QuantisedJanus)(model, processor, settings)
+
+
+def sketch(settings: Janus) -> nn.Module:
+    """See `Janus.sketch`."""
+    config = find_config(settings.weights, embedded=EMBEDDED_FOLDER, model_type="janus")
+    return without_weights(
+        lambda: JanusForConditionalGeneration(JanusConfig.from_dict(config)), settings.weights
+    )
+
+
+def sites_in(model: Any) -> Sites:
+    """See `Janus.sites_in`."""
+    return Sites(templates=SITES, layers=model.config.text_config.num_hidden_layers)
