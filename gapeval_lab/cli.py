@@ -34,9 +34,6 @@ app.add_typer(delta_app, name="delta")
 app.add_typer(judge_app, name="judge")
 app.add_typer(labels_app, name="labels")
 app.add_typer(model_app, name="model")
-app.command()(search)
-app.command()(export)
-app.command()(score)
 
 RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="Name or path of a recipe.")]
 Overrides = Annotated[
@@ -328,6 +325,11 @@ def _write(file: Path, text: str) -> None:
     from gapeval_lab.files import write_text
 
     write_text(file, text)
+
+
+app.command()(search)  # after the commands above, as the help lists them
+app.command()(score)
+app.command()(export)
 
 
 def main() -> None:
