@@ -5,21 +5,23 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from gapeval_lab.cli_common import home, short, wide_console
+from gapeval_lab.cli_common import Bars, home, short, wide_console
 from gapeval_lab.cli_delta import app as delta_app
 from gapeval_lab.cli_export import export
 from gapeval_lab.cli_judge import judge_app, labels_app, score
 from gapeval_lab.cli_model import app as model_app
+from gapeval_lab.cli_respond import EngineOption, Processes, respond
 from gapeval_lab.cli_search import search
 from gapeval_lab.errors import SafetyError, UserError
 
 if TYPE_CHECKING:
     from gapeval_lab.outcome import Outcome
     from gapeval_lab.recipe import LoadedRecipe
+    from gapeval_lab.shards_hands import Engine
 
 WIDTH = 130  # columns, where there is no terminal to ask
 
@@ -63,6 +65,8 @@ def edit(
     dry_run: DryRun = False,
     out: Out = None,
     json_file: JsonFile = None,
+    processes: Processes = 1,
+    engine: EngineOption = "processes",
 ) -> None:
     """Apply a recipe's intervention, ask both directions before and after, print and store the shift."""
     loaded = _load(recipe, overrides, set_, limit, categories)
@@ -79,7 +83,7 @@ def edit(
     for seed in range(first, first + (1 if dry_run else seeds)):
         if seed != first:
             loaded = _load(recipe, overrides, [*(set_ or []), f"seed={seed}"], limit, categories)
-        outcomes.append(_execute(loaded, dry_run=dry_run, out=out, json_file=json_file))
+        outcomes.append(_execute(loaded, dry_run, out, json_file, processes, engine))
     done = [outcome for outcome in outcomes if outcome is not None]
     if len(done) > 1:
         from gapeval_lab.report import draw_repeats
@@ -97,12 +101,14 @@ def eval_(
     dry_run: DryRun = False,
     out: Out = None,
     json_file: JsonFile = None,
+    processes: Processes = 1,
+    engine: EngineOption = "processes",
 ) -> None:
     """Ask both directions of the model as it is; a recipe's intervention is left out."""
     gone = ("intervention=null", "facts=null", "then=[]", "evaluation.reasoning=null", "search=null")
     given = [*(set_ or []), *gone]
     loaded = _load(recipe, overrides, given, limit, categories)
-    _execute(loaded, dry_run=dry_run, out=out, json_file=json_file)
+    _execute(loaded, dry_run, out, json_file, processes, engine)
 
 
 @app.command("ls")
@@ -209,7 +215,12 @@ def _load(
 
 
 def _execute(
-    loaded: "LoadedRecipe", *, dry_run: bool, out: Path | None, json_file: Path | None
+    loaded: "LoadedRecipe",
+    dry_run: bool,
+    out: Path | None,
+    json_file: Path | None,
+    processes: int,
+    engine: "Engine",
 ) -> "Outcome | None":
     """Run a recipe, track it, print what came out; None for a dry run."""
     console = wide_console(WIDTH)
@@ -219,17 +230,20 @@ def _execute(
     for place in (out, json_file):
         _check_writable(place)
     began = time.monotonic()
-    with console.status("loading the libraries, the store and the model"):
-        from gapeval_lab.bench import load_bench
-        from gapeval_lab.tracked_run import tracked_run
-        from gapeval_lab.tracking import Store
+    from gapeval_lab.shards import crew
 
-        store = Store.open()
-        store.check()
-        store.reconcile()
-        bench = load_bench(loaded)
-    with _Bars(console) as bars:
-        done = tracked_run(bench, store=store, on_progress=bars.update, out=out)
+    with crew(loaded.recipe.model, processes, engine=engine, say=console.print) as helpers:
+        with console.status("loading the libraries, the store and the model"):
+            from gapeval_lab.bench import load_bench
+            from gapeval_lab.tracked_run import tracked_run
+            from gapeval_lab.tracking import Store
+
+            store = Store.open()
+            store.check()
+            store.reconcile()
+            bench = load_bench(loaded)
+        with Bars(console) as bars:
+            done = tracked_run(bench, store=store, on_progress=bars.update, out=out, helpers=helpers)
     outcome = done.outcome
     if json_file:
         _write(json_file, outcome.model_dump_json(indent=1))
@@ -242,44 +256,6 @@ def _execute(
     )
     console.print(f"[dim]{time.monotonic() - began:.1f} s in all[/dim]")
     return outcome
-
-
-class _Bars:
-    """A progress bar per phase, with the time that is left."""
-
-    def __init__(self, console: Any) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self._bars = Progress(
-            TextColumn("{task.description:14}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> "_Bars":
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def update(self, phase: str, done: int, total: int) -> None:
-        """Show how far a phase is."""
-        if phase not in self._tasks:
-            self._tasks[phase] = self._bars.add_task(phase, total=total)
-        self._bars.update(self._tasks[phase], completed=done, total=total)
 
 
 def _print_plan(loaded: "LoadedRecipe") -> None:
@@ -330,6 +306,7 @@ def _write(file: Path, text: str) -> None:
 app.command()(search)  # after the commands above, as the help lists them
 app.command()(score)
 app.command()(export)
+app.command()(respond)
 
 
 def main() -> None:

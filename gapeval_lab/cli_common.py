@@ -24,3 +24,42 @@ def short(place: Path) -> str:
     """Relative to the current folder where it lies below it."""
     place = place.absolute()
     return os.path.relpath(place) if place.is_relative_to(Path.cwd()) else str(place)
+
+
+class Bars:
+    """A progress bar per phase, with the time that is left."""
+
+    def __init__(self, console: Any) -> None:
+        """On a console of rich's."""
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._bars = Progress(
+            TextColumn("{task.description:14}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> "Bars":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def update(self, phase: str, done: int, total: int) -> None:
+        """Show how far a phase is."""
+        if phase not in self._tasks:
+            self._tasks[phase] = self._bars.add_task(phase, total=total)
+        self._bars.update(self._tasks[phase], completed=done, total=total)

@@ -5,20 +5,22 @@ and after an intervention (common random numbers), and the same whatever the bat
 on disk are taken from there only if everything they depend on is the same, weights included.
 """
 
+from __future__ import annotations
+
+import functools
 import hashlib
 import json
-import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from gapeval_lab.errors import UserError
-from gapeval_lab.files import write_text
 from gapeval_lab.interfaces import UMM, Judge
-from gapeval_lab.items import Direction, Item, PictureFile, Prompt, Response, Verdict, png_bytes
+from gapeval_lab.items import Direction, Item, Prompt, Response, Verdict
+from gapeval_lab.response_store import ResponseStore as ResponseStore
+
+if TYPE_CHECKING:
+    from gapeval_lab.delta import WeightDelta
 
 Progress = Callable[[int, int], None]
 """`progress(done, total)`, in prompts."""
@@ -57,90 +59,43 @@ def store_key(umm: UMM, *, weights: str, seed: int) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-class ResponseStore:
-    """Responses on disk: one JSON line each, pictures beside them. Survives a kill at any moment.
+class Helpers(Protocol):
+    """Others who hold the same model, and answer prompts into a store that they can reach."""
 
-    A line is written after its picture and only whole lines count; a response is found again by its
-    item's content and its direction, so a changed item is asked anew.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """Open or create the store.
+    def hold(self, store: ResponseStore, delta: WeightDelta | None) -> None:
+        """Be asked for this store's responses from now on.
 
         Args:
-            folder: named after a `store_key`.
-
-        Raises:
-            UserError: the folder cannot be written.
+            store: named after the key of the model as it is now.
+            delta: what the model holds beside its weights as they were loaded.
         """
-        self.folder = folder
-        self.file = folder / "responses.jsonl"
-        self.pictures = folder / "pictures"
-        try:
-            self.pictures.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"store: cannot write {folder} ({error.strerror}); choose another folder with --out or "
-                "GAPEVAL_LAB_HOME"
-            ) from None
-        self.lines = self._read()
+        ...
 
-    def _read(self) -> dict[str, dict[str, Any]]:
-        if not self.file.exists():
-            return {}
-        found: dict[str, dict[str, Any]] = {}
-        text = self.file.read_text(encoding="utf-8")
-        whole, _, torn = text.rpartition("\n")
-        if torn:  # a kill in the middle of a line; appending to it would spoil the next one
-            write_text(self.file, f"{whole}\n" if whole else "")
-        for line in whole.splitlines():
-            row = json.loads(line)
-            found[row["key"]] = row
-        return found
+    def fill(
+        self,
+        store: ResponseStore,
+        items: Sequence[Item],
+        direction: Direction,
+        *,
+        seed: int,
+        chunk: int,
+        ask: Callable[[Sequence[Item]], None],
+        told: Callable[[int], None],
+    ) -> list[Response]:
+        """Answer items into the store, beside the caller's own model.
 
-    @staticmethod
-    def _key(item: Item, direction: Direction) -> str:
-        return f"{item.digest}:{direction}"
-
-    def get(self, item: Item, direction: Direction) -> Response | None:
-        """The stored response, or None. A picture that cannot be read counts as none."""
-        row = self.lines.get(self._key(item, direction))
-        if row is None:
-            return None
-        if row["picture"] is None:
-            return Response(item.id, direction, text=row["text"])
-        file = self.folder / row["picture"]
-        try:
-            with Image.open(file) as image:
-                image.verify()
-        except (OSError, SyntaxError):  # the latter is what Pillow raises for a PNG that is cut short
-            return None
-        return Response(item.id, direction, picture=PictureFile(file))
-
-    def put(self, pairs: Iterable[tuple[Item, Response]]) -> list[Response]:
-        """Append responses, flushed to disk when this returns. Errors are not kept: they are retried.
+        Args:
+            store: the one that is held.
+            items, direction: what is not there yet.
+            seed: of the run.
+            chunk: the most that one is asked at a time.
+            ask: lets the caller's own model answer some of them.
+            told: hears how many prompts the others have answered.
 
         Returns:
-            the responses, with their pictures on disk instead of in memory.
+            the errors among what the others gave; all else can be found in the store.
         """
-        rows, kept = [], []
-        for item, response in pairs:
-            kept.append(response)
-            if response.error is not None:
-                continue
-            key, picture = self._key(item, response.direction), None
-            image = response.image
-            if image is not None:
-                picture = f"pictures/{item.digest[:32]}.png"
-                (self.folder / picture).write_bytes(png_bytes(image))
-                kept[-1] = replace(response, picture=PictureFile(self.folder / picture))
-            rows.append({"key": key, "id": item.id, "text": response.text, "picture": picture})
-            self.lines[key] = rows[-1]
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(row) + "\n" for row in rows)
-            stream.flush()
-            os.fsync(stream.fileno())
-        return kept
+        ...
 
 
 def evaluate(
@@ -262,31 +217,56 @@ def _responses(
     """`respond`, however many prompts fail."""
     responses: dict[Key, Response] = {}
     total = len(items) * len(directions)
+
+    def ask(part: Sequence[Item], direction: Direction) -> None:
+        given = answered(umm, part, direction, seed=seed)
+        if store:
+            given = store.put(zip(part, given, strict=True))
+        responses.update({(response.item_id, direction): response for response in given})
+
+    def told(others: int = 0) -> None:
+        if progress:
+            progress(len(responses) + others, total)
+
     for direction in sorted(directions, reverse=True):
-        waiting = []
-        for item in items:
-            kept = store.get(item, direction) if store else None
-            if kept is None:
-                waiting.append(item)
-            else:
-                responses[item.id, direction] = kept
+        waiting = _unknown(items, direction, responses, store)
         # Equal lengths together: fewer padded positions, and long prompts do not hold up short ones.
         prompts = {item.id: item.prompt(direction) for item in waiting}
         waiting.sort(key=lambda item: (bool(prompts[item.id].pictures), len(prompts[item.id].text)))
+        if store and store.helpers and waiting:
+            beside = functools.partial(ask, direction=direction)
+            errors = store.helpers.fill(
+                store, waiting, direction, seed=seed, chunk=chunk, ask=beside, told=told
+            )
+            responses.update({(response.item_id, direction): response for response in errors})
+            waiting = _unknown(waiting, direction, responses, store)
         for start in range(0, len(waiting), chunk):
-            part = waiting[start : start + chunk]
-            given = _ask(umm, part, direction, seed=seed)
-            if store:
-                given = store.put(zip(part, given, strict=True))
-            responses.update({(response.item_id, direction): response for response in given})
-            if progress:
-                progress(len(responses), total)
-        if progress:
-            progress(len(responses), total)
+            ask(waiting[start : start + chunk], direction)
+            told()
+        told()
     return responses
 
 
-def _ask(umm: UMM, items: Sequence[Item], direction: Direction, *, seed: int) -> list[Response]:
+def _unknown(
+    items: Sequence[Item],
+    direction: Direction,
+    responses: dict[Key, Response],
+    store: ResponseStore | None,
+) -> list[Item]:
+    """The items without a response; those that the store has one for are put among the others."""
+    unknown = []
+    for item in items:
+        if (item.id, direction) in responses:
+            continue
+        kept = store.get(item, direction) if store else None
+        if kept is None:
+            unknown.append(item)
+        else:
+            responses[item.id, direction] = kept
+    return unknown
+
+
+def answered(umm: UMM, items: Sequence[Item], direction: Direction, *, seed: int) -> list[Response]:
     """Ask together; where that fails, one by one, so that an error stays with its item."""
     try:
         return _ask_together(umm, items, direction, seed=seed)
@@ -295,7 +275,7 @@ def _ask(umm: UMM, items: Sequence[Item], direction: Direction, *, seed: int) ->
     except Exception as error:  # any model's any failure: kept as that item's error, and counted
         if len(items) == 1:
             return [Response(items[0].id, direction, error=f"{type(error).__name__}: {error}")]
-        return [response for item in items for response in _ask(umm, [item], direction, seed=seed)]
+        return [response for item in items for response in answered(umm, [item], direction, seed=seed)]
 
 
 def _ask_together(umm: UMM, items: Sequence[Item], direction: Direction, *, seed: int) -> list[Response]:

@@ -16,12 +16,13 @@ from gapeval_lab.bench import Bench, weights_of
 from gapeval_lab.delta import WeightDelta, placebo
 from gapeval_lab.delta_file import Origin, Part
 from gapeval_lab.errors import SafetyError
-from gapeval_lab.evaluate import ResponseStore, store_key
+from gapeval_lab.evaluate import Helpers, ResponseStore, store_key
 from gapeval_lab.files import write_text
 from gapeval_lab.fitting import DELTA, Fitted, fit_stage
 from gapeval_lab.measuring import Measured, measure
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.recording import Course, record
+from gapeval_lab.response_store import shared_responses
 
 OnStage = Callable[[str], None]
 OnProgress = Callable[[str, int, int], None]
@@ -34,7 +35,14 @@ class Runner:
     """Runs the phases of one recipe in one working folder."""
 
     def __init__(
-        self, bench: Bench, *, home: Path, work: Path, on_stage: OnStage, on_progress: OnProgress
+        self,
+        bench: Bench,
+        *,
+        home: Path,
+        work: Path,
+        on_stage: OnStage,
+        on_progress: OnProgress,
+        helpers: Helpers | None = None,
     ) -> None:
         """See `run`."""
         self.bench = bench
@@ -42,6 +50,7 @@ class Runner:
         self.work = work
         self.on_stage = on_stage
         self.on_progress = on_progress
+        self.helpers = helpers
         self.seed = bench.loaded.recipe.seed
         self.began = datetime.datetime.now(datetime.UTC)
 
@@ -57,7 +66,7 @@ class Runner:
             SafetyError: the weights were not as before after an intervention or its revert.
         """
         with self._phase("before"):
-            states = [self._measure("before", self.home / "cache" / "responses")]
+            states = [self._measure("before", shared_responses(self.home))]
         if not self.bench.stages:
             return self._finish(Course(self.began, states))
         total, several = WeightDelta.zero(), len(self.bench.stages) > 1
@@ -80,7 +89,7 @@ class Runner:
             total = total.then(fitted[-1].delta)
             self._verify("fitting")
             with self._phase(f"after{tail}") as phase, total.applied(self.root):
-                states.append(self._measure(phase, self.work / phase.replace(" ", "-")))
+                states.append(self._measure(phase, self.work / phase.replace(" ", "-"), delta=total))
             self._verify("reverting")
         if several:
             parts = tuple(
@@ -92,12 +101,14 @@ class Runner:
         identity: Measured | None = None
         sham: Measured | None = None
         if controls.identity:
-            with self._phase("identity"), total.scaled(0.0).applied(self.root):
-                identity = self._measure("identity", self.work / "identity", whole=False)
+            nothing = total.scaled(0.0)
+            with self._phase("identity"), nothing.applied(self.root):
+                identity = self._measure("identity", self.work / "identity", delta=nothing, whole=False)
             self._verify("the identity control")
         if controls.placebo:
-            with self._phase("placebo"), placebo(total, seed=self.seed + PLACEBO_SEED).applied(self.root):
-                sham = self._measure("placebo", self.work / "placebo", whole=False)
+            noise = placebo(total, seed=self.seed + PLACEBO_SEED)
+            with self._phase("placebo"), noise.applied(self.root):
+                sham = self._measure("placebo", self.work / "placebo", delta=noise, whole=False)
             self._verify("the placebo control")
         return self._finish(Course(self.began, states, fitted, total, placebo=sham, identity=identity))
 
@@ -115,12 +126,24 @@ class Runner:
         yield name
         self.bench.seconds[name] = time.monotonic() - began
 
-    def _measure(self, phase: str, place: Path, *, whole: bool = True) -> Measured:
-        """The state of the model as it is now; responses are kept in `place`."""
-        key = store_key(self.bench.umm, weights=weights_of(self.bench.umm), seed=self.seed)
+    def _measure(
+        self, phase: str, place: Path, *, delta: WeightDelta | None = None, whole: bool = True
+    ) -> Measured:
+        """The state of the model as it is now, holding `delta`; responses are kept in `place`.
+
+        An applied delta's may lie in the shared cache, too, where `gapeval-lab respond` put them. A state
+        with the baseline's weights, such as the identity control's, is asked anew: that the baseline's
+        answers are there would prove nothing.
+        """
+        weights = weights_of(self.bench.umm)
+        key = store_key(self.bench.umm, weights=weights, seed=self.seed)
+        also = None if weights == self.bench.weights else shared_responses(self.home) / key
+        store = ResponseStore(place / key, also=also)
+        if self.helpers:
+            self.helpers.hold(store, delta)
         return measure(
             self.bench,
-            store=ResponseStore(place / key),
+            store=store,
             whole=whole,
             progress=functools.partial(self.on_progress, phase),
         )
@@ -151,6 +174,7 @@ def run(
     work: Path,
     on_stage: OnStage,
     on_progress: OnProgress,
+    helpers: Helpers | None = None,
 ) -> Outcome:
     """Run a recipe in its (locked) working folder; an outcome that lies there already is returned.
 
@@ -160,9 +184,10 @@ def run(
         work: from `working_folder`.
         on_stage: told when a phase begins.
         on_progress: told how far a phase is.
+        helpers: others who answer prompts, too, see shards.py.
     """
     finished = work / "outcome.json"
     if finished.exists():
         return Outcome.load(finished)
-    runner = Runner(bench, home=home, work=work, on_stage=on_stage, on_progress=on_progress)
+    runner = Runner(bench, home=home, work=work, on_stage=on_stage, on_progress=on_progress, helpers=helpers)
     return runner.run()

@@ -22,13 +22,14 @@ import yaml
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.files import write_text
+from gapeval_lab.processes import orphaned, shared_threads
 from gapeval_lab.recipe import LoadedRecipe
 from gapeval_lab.search_figures import figures
 from gapeval_lab.search_report import Summary, note, summary, told, trial_line
 from gapeval_lab.search_sampler import grid
 from gapeval_lab.search_storage import open_place
 from gapeval_lab.search_study import SearchStudy, Taken, Worker, check_study, open_study, working
-from gapeval_lab.search_workers import crew, orphaned, shared_threads
+from gapeval_lab.search_workers import crew
 from gapeval_lab.study_settings import ALONE, Grid, Search, Wilcoxon
 from gapeval_lab.tracking_stop import Stopped, sigterm_raises
 from gapeval_lab.tracking_store import file_lock

@@ -6,14 +6,12 @@ The process that was started by the user works, too. It alone hears Ctrl-C, and 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
-import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from gapeval_lab.processes import orphaned, start, stop
 from gapeval_lab.tracking_stop import sigterm_raises
 
 RESPAWNS = 3
@@ -21,11 +19,6 @@ RESPAWNS = 3
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit code of a worker that SIGTERM found at work."""
-
-STOP_SECONDS = 20.0
-"""For a worker to close its trial after it was told to stop."""
-
-THREADS = "OMP_NUM_THREADS"
 
 
 class WorkerFailed(Exception):
@@ -60,26 +53,11 @@ class Crew:
         return bool(self._processes)
 
     def stop(self) -> None:
-        """End all of them: by SIGTERM, and by SIGKILL where that does not help."""
-        for process in self._processes:
-            process.terminate()
-        end = time.monotonic() + STOP_SECONDS
-        for process in self._processes:
-            process.join(max(0.0, end - time.monotonic()))
-            if process.is_alive():
-                process.kill()
-                process.join()
+        """End all of them, see `processes.stop`."""
+        stop(self._processes)
 
     def _start(self) -> Any:
-        process = multiprocessing.get_context("spawn").Process(
-            target=_worker, args=(self._work, os.getpid()), daemon=True
-        )
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: a Ctrl-C is the parent's alone
-        try:
-            process.start()
-        finally:
-            signal.signal(signal.SIGINT, before)
-        return process
+        return start(_worker, self._work, os.getpid())
 
 
 @contextlib.contextmanager
@@ -95,35 +73,6 @@ def crew(work: Callable[[], None], others: int) -> Iterator[Crew]:
         yield found
     finally:
         found.stop()
-
-
-@contextlib.contextmanager
-def shared_threads(workers: int) -> Iterator[None]:
-    """Each worker gets its share of the cores; a number that the user has set stays.
-
-    The variable reaches the other workers, and what this process imports later; torch, which loading
-    a recipe may have imported, read it then and has to be told.
-    """
-    if workers == 1 or THREADS in os.environ:
-        yield
-        return
-    share = max(1, len(os.sched_getaffinity(0)) // workers)
-    torch = sys.modules.get("torch")
-    before = torch.get_num_threads() if torch is not None else share
-    os.environ[THREADS] = str(share)
-    try:
-        if torch is not None:
-            torch.set_num_threads(share)
-        yield
-    finally:
-        del os.environ[THREADS]
-        if torch is not None:
-            torch.set_num_threads(before)
-
-
-def orphaned(parent: int) -> bool:
-    """Whether the process that started this one is gone."""
-    return os.getppid() != parent
 
 
 def _worker(work: Callable[[], None], parent: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gapeval_lab.bench import Bench
+from gapeval_lab.evaluate import Helpers
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.recording import targets
 from gapeval_lab.run import OnProgress, run
@@ -46,6 +47,7 @@ def tracked_run(
     on_progress: OnProgress,
     out: Path | None = None,
     parent: Parent | None = None,
+    helpers: Helpers | None = None,
 ) -> Tracked:
     """Run a recipe, log it, move its folder to where it stays.
 
@@ -55,18 +57,27 @@ def tracked_run(
         on_progress: told how far each phase is, and the logging.
         out: the folder that takes the result's; by default `mlruns/outcomes`.
         parent: the search that it belongs to, if any.
+        helpers: see `run`.
 
     Raises:
         UserError: this very recipe is running already, or a place cannot be written.
     """
     with working_folder(store.folder, bench.key) as work:
-        outcome, run_id = _logged(bench, store=store, work=work, on_progress=on_progress, parent=parent)
+        outcome, run_id = _logged(
+            bench, store=store, work=work, on_progress=on_progress, parent=parent, helpers=helpers
+        )
         place = archive(work, (out or store.folder / "outcomes") / outcome.run_id)
     return Tracked(outcome, run_id, place)
 
 
 def _logged(
-    bench: Bench, *, store: Store, work: Path, on_progress: OnProgress, parent: Parent | None
+    bench: Bench,
+    *,
+    store: Store,
+    work: Path,
+    on_progress: OnProgress,
+    parent: Parent | None,
+    helpers: Helpers | None,
 ) -> tuple[Outcome, str]:
     done = work / LOGGED
     if done.exists():  # killed between logging and moving the result to its place
@@ -80,7 +91,14 @@ def _logged(
         parent_id=parent.run_id if parent else None,
         tags=parent.tags if parent else None,
     ) as live:
-        outcome = run(bench, home=store.folder, work=work, on_stage=live.stage, on_progress=on_progress)
+        outcome = run(
+            bench,
+            home=store.folder,
+            work=work,
+            on_stage=live.stage,
+            on_progress=on_progress,
+            helpers=helpers,
+        )
         on_progress(LOGGING, 0, 1)
         live.log(outcome, work, name=parent.name if parent else None)
         done.write_text(live.run_id, encoding="utf-8")

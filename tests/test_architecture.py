@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "gapeval_lab"
 
 FOLDERS = ("models", "benchmarks", "judges", "interventions", "gap")
 FAMILIES = (  # one concern in several files
-    *("tracking", "delta", "cli", "search", "trials", "report", "endpoint", "rescoring"),
+    *("tracking", "delta", "cli", "search", "trials", "report", "endpoint", "rescoring", "shards"),
 )
 
 EVERYTHING = {"*"}
@@ -67,7 +67,8 @@ ARROWS: dict[str, set[str]] = {
     "reasoning": {"evaluate", "sections", "interfaces", "items"},
     "protocols": {"evaluate", "protocol_settings", "sections", "interfaces", "items"},
     "quality": {"evaluate", "gap", "outcome", "reasoning", "sections", "interfaces", "items", "errors"},
-    "evaluate": {"delta", "gap", "outcome", "interfaces", "items", "errors", "files"},
+    "response_store": {"items", "errors"},
+    "evaluate": {"delta", "response_store", "interfaces", "items", "errors"},
     "export_gapeval": {"registry", "outcome", "gapeval_layout", "interfaces", "items", "errors", "files"},
     "provenance": set(),
     "splits": {"items", "errors"},
@@ -91,13 +92,13 @@ ARROWS: dict[str, set[str]] = {
         *("interfaces", "items"),
     },
     "run": {
-        *("bench", "evaluate", "delta", "outcome", "fitting", "measuring", "recording"),
+        *("bench", "evaluate", "delta", "outcome", "fitting", "measuring", "recording", "response_store"),
         *("errors", "files"),
     },
     "testing": {"delta", "interfaces", "items"},
     # telling
     "tracking": {"run", "outcome", "recipe", "gap", "report", "errors", "files", "home"},
-    "tracked_run": {"bench", "outcome", "recording", "run", "tracking", "work_folder"},
+    "tracked_run": {"bench", "evaluate", "outcome", "recording", "run", "tracking", "work_folder"},
     "trials": {
         *("bench", "evaluate", "recipe", "delta", "gap", "outcome", "quality", "fact_files", "splits"),
         *("emergence", "fitting", "measuring", "protocol_record", "recording", "run", "tracked_run"),
@@ -105,8 +106,13 @@ ARROWS: dict[str, set[str]] = {
         "study_settings",
         *("interfaces", "items", "errors", "files", "validation"),
     },
+    "processes": set(),
+    "shards": {
+        *("registry", "bench", "evaluate", "recipe", "delta", "quality", "response_store", "processes"),
+        *("tracking", "interfaces", "items", "errors"),
+    },
     "search": {
-        *("trials", "tracking", "recipe", "space", "study_settings", "gap"),
+        *("trials", "tracking", "processes", "recipe", "space", "study_settings", "gap"),
         *("errors", "files"),
     },
     "fitting": {"bench", "delta", "emergence", "files", "interfaces", "lessons", "outcome"},
@@ -132,7 +138,7 @@ ARROWS: dict[str, set[str]] = {
 }
 """Who may import whom inside the package, anywhere in the file; its own folder or family always."""
 
-TYPES_ONLY: dict[str, set[str]] = {"interfaces": {"delta"}}
+TYPES_ONLY: dict[str, set[str]] = {"interfaces": {"delta"}, "response_store": {"evaluate"}}
 """Arrows for type checkers alone, under `if TYPE_CHECKING:`."""
 
 HEAVY_PACKAGES = {

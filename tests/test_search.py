@@ -20,12 +20,13 @@ from search_fake import FakeTrials, fake_trials, plan, use_fake_plug_ins
 
 from gapeval_lab import registry
 from gapeval_lab.errors import UserError
+from gapeval_lab.processes import THREADS, shared_threads
 from gapeval_lab.recipe import flatten, load
 from gapeval_lab.search import Plan, run_search
 from gapeval_lab.search_report import Summary
 from gapeval_lab.search_storage import open_place
 from gapeval_lab.search_study import TRIES, SearchStudy, working
-from gapeval_lab.search_workers import RESPAWNS, THREADS, WorkerFailed, crew, shared_threads
+from gapeval_lab.search_workers import RESPAWNS, WorkerFailed, crew
 from gapeval_lab.trials_types import TrialFailed
 
 STATES = optuna.trial.TrialState

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gapeval_lab.search_workers import THREADS, shared_threads
+from gapeval_lab.processes import THREADS, shared_threads
 
 
 def test_torch_gets_its_share_and_has_its_threads_back(monkeypatch: pytest.MonkeyPatch) -> None:
