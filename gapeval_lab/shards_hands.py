@@ -138,7 +138,8 @@ class RayHand:
         try:
             reply: Reply = ray.get(reference)
         except ray.exceptions.RayError as error:
-            raise Lost(f"{self.name} ended ({type(error).__name__})") from None
+            words = str(error).strip().splitlines() or [""]
+            raise Lost(f"{self.name} ended ({type(error).__name__}: {words[-1].strip()})") from None
         return reply
 
 

@@ -22,8 +22,9 @@ from gapeval_lab.delta import LowRank, WeightDelta, fingerprint
 from gapeval_lab.errors import SafetyError, UserError
 from gapeval_lab.evaluate import Evaluation, ResponseStore, evaluate, respond, store_key
 from gapeval_lab.items import Direction, Item, PictureFile, Response
-from gapeval_lab.shards import Crew, Shard
-from gapeval_lab.shards_hands import _given, _loaded, start_processes
+from gapeval_lab.recipe import Node
+from gapeval_lab.shards import Crew, Shard, crew
+from gapeval_lab.shards_hands import VISIBLE, _given, _loaded, start_processes, visible_gpus
 from gapeval_lab.shards_worker import Job, Resident
 from gapeval_lab.testing import ScriptedJudge
 
@@ -330,6 +331,36 @@ def test_a_store_of_before_is_read(tmp_path: Path) -> None:
     (tmp_path / "responses.jsonl").write_text(json.dumps(row) + "\n")
     kept = ResponseStore(tmp_path).get(item, Direction.UNDERSTANDING)
     assert kept is not None and kept.text == "kept"
+
+
+def no_crew(**model: str) -> None:
+    with crew(Node.model_validate({"use": "fake", **model}), 2, engine="ray", say=print):
+        raise AssertionError("it was let in")
+
+
+def test_ray_that_is_missing_or_does_not_fit_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"--engine ray: .* install gapeval_lab\[ray\], or use --engine proc"):
+        no_crew()
+    monkeypatch.setitem(sys.modules, "ray", type(sys)("ray"))
+    with pytest.raises(UserError, match="'cuda:1' cannot be kept with --engine ray"):
+        no_crew(device="cuda:1")
+
+
+def test_workers_go_round_the_gpus_that_this_process_may_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv(VISIBLE, raising=False)
+    assert visible_gpus("auto") == ["0", "1"]
+    monkeypatch.setenv(VISIBLE, "GPU-a, 5")
+    assert visible_gpus("auto") == ["GPU-a", "5"]
+    assert visible_gpus("cuda:1") == visible_gpus("cpu") == []
+    seen: list[str | None] = []
+    monkeypatch.setattr(
+        "gapeval_lab.shards_hands.ProcessHand", lambda number, load, device: seen.append(device)
+    )
+    start_processes(lambda: Fake(Path()), 3, visible_gpus("auto"))
+    start_processes(lambda: Fake(Path()), 1, ())
+    assert seen == ["5", "GPU-a", "5", None]  # this process has the first one
 
 
 SLURM = {"SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "1"}
