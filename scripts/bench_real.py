@@ -4,9 +4,9 @@
     python scripts/bench_real.py --size tiny          # everything small: that the script works, on a CPU
 
 Shapes are those of the published configs (Janus-Pro-1B: 24 layers of width 2048; 7B: 30 of width 4096; both
-see through SigLIP-L and draw 576 of 16,384 codes); weights are random, so that what is drawn is noise and only
-speed and memory mean anything. Ours and the library's own generate draw the same prompts side by side, at
-guidance 5 and temperature 1, batch after batch; the peak is torch's own count on a GPU, the process's on a CPU.
+see through SigLIP-L and draw 576 of 16,384 codes); weights are random, so that what is drawn is noise and
+only speed and memory mean anything. Ours and the library's own generate draw the same prompts side by side,
+at guidance 5 and temperature 1, batch after batch; the peak is torch's count, or the process's on a CPU.
 """
 
 import argparse
