@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 from contract_umm import UMMContract
+from test_cli import call
 
 from gapeval_lab.interfaces import UMM
 
@@ -49,43 +49,25 @@ def test_files_that_the_guide_names_are_there() -> None:
         assert file in guide and (ROOT / file).is_file()
 
 
-def test_installed_it_is_found_and_measured(tmp_path: Path) -> None:
+def test_installed_it_is_found_and_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     target, source = tmp_path / "site", tmp_path / "source"
     source.mkdir()
     for file in PACKAGE.glob("*.*"):  # setuptools writes beside what it builds
         (source / file.name).write_bytes(file.read_bytes())
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-    ]
-    subprocess.run([*install, "--target", str(target), str(source)], check=True, capture_output=True)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(target), str(ROOT)]),
-        "GAPEVAL_LAB_HOME": str(tmp_path / "home"),
-    }
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    (tmp_path / "home").mkdir()
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--target", str(target), str(source)], check=True, capture_output=True)
+    monkeypatch.syspath_prepend(str(target))
+    monkeypatch.delitem(sys.modules, "one_colour", raising=False)  # that of the tests above
+    monkeypatch.setenv("GAPEVAL_LAB_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
 
-    def gapeval_lab(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "gapeval_lab.cli", *arguments],
-            cwd=tmp_path, env=environment, capture_output=True, text=True,
-        )  # fmt: skip
-
-    wrong = gapeval_lab("eval", "--recipe", "baseline", "model={use: one_colour, color: blue}")
-    assert wrong.returncode == 2
-    assert "model.color: unknown key; did you mean 'colour'?" in wrong.stderr
-    done = gapeval_lab(
-        *("eval", "--recipe", "baseline", "model={use: one_colour, colour: blue}", "--limit", "4"),
-        *("evaluation.official=false", "--json", "outcome.json"),
-    )
-    assert done.returncode == 0, done.stderr
+    assert call(monkeypatch, "eval", "--recipe", "baseline", "model={use: one_colour, color: blue}") == 2
+    assert "model.color: unknown key; did you mean 'colour'?" in capsys.readouterr().err
+    measured = ("eval", "--recipe", "baseline", "model={use: one_colour, colour: blue}", "--limit", "4")
+    assert call(monkeypatch, *measured, "evaluation.official=false", "--json", "outcome.json") == 0
     outcome = json.loads((tmp_path / "outcome.json").read_text())
-    assert "one_colour/blue" in json.dumps(outcome)
+    assert outcome["umm"] == "one_colour/blue" and len(outcome["before"]["rows"]) == 4
+    assert sys.modules["one_colour"].__file__ == str(target / "one_colour.py")
