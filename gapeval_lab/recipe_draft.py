@@ -53,18 +53,27 @@ def override_key(draft: Draft, override: str) -> None:
     if parts[:2] == ["search", "space"] and len(parts) > 3:  # the keys of the space have dots themselves
         parts = ["search", "space", ".".join(parts[2:-1]), parts[-1]]
     document = parse(text, f"--set {override}")
-    path: KeyPath = tuple(parts)
-    draft.problems.extend(Problem((*path, *problem.path), problem.message) for problem in document.problems)
-    here = draft.data
-    for depth, part in enumerate(parts[:-1], start=1):
-        if here.get(part) is None:
-            here[part] = {}
-            draft.origins[path[:depth]] = "--set"
-        here = here[part]
-        if not isinstance(here, dict):
-            draft.add(path, f"'{dotted(path[:depth])}' is no mapping; set it whole (--set)")
+    path: KeyPath = ()
+    here: Any = draft.data
+    for depth, part in enumerate(parts, start=1):
+        if isinstance(here, list):
+            if not part.isdecimal() or int(part) >= len(here):
+                draft.add(
+                    tuple(parts), f"there is no '{part}' in this list of {len(here)}; set it whole (--set)"
+                )
+                return
+        elif not isinstance(here, dict):
+            draft.add(tuple(parts), f"'{dotted(path)}' is no mapping; set it whole (--set)")
             return
-    here[parts[-1]] = document.data
+        step: Any = int(part) if isinstance(here, list) else part
+        path = (*path, step)
+        if depth == len(parts):
+            here[step] = document.data
+        elif isinstance(here, dict) and here.get(step) is None:
+            here[step] = {}
+            draft.origins[path] = "--set"
+        here = here[step]
+    draft.problems.extend(Problem((*path, *problem.path), problem.message) for problem in document.problems)
     kept = {place: at for place, at in draft.origins.items() if place[: len(path)] != path}
     draft.origins = {**kept, path: "--set"}
 
@@ -72,7 +81,7 @@ def override_key(draft: Draft, override: str) -> None:
 def resolve_node(draft: Draft, name: str, kind: Kind, holder: dict[str, Any], place: KeyPath) -> bool:
     """Inline a node's config and fill in its plug-in's defaults; False if that was not possible.
 
-    A plug-in may be made of others: its class variable `nodes` says which keys hold a node, and of what kind.
+    Nodes inside a plug-in's settings are its own: see `nested`.
 
     Args:
         draft: takes the mistakes.
@@ -100,10 +109,6 @@ def resolve_node(draft: Draft, name: str, kind: Kind, holder: dict[str, Any], pl
     except UserError as error:
         draft.add((*at, "use"), str(error))
         return False
-    fine = True
-    for inner, its_kind in getattr(plugin, "nodes", {}).items():
-        if not resolve_node(draft, inner, its_kind, node, at):
-            node[inner], fine = {"use": "broken"}, False
     try:
         settings = validate(plugin, node)
     except ValidationError as error:
@@ -114,7 +119,7 @@ def resolve_node(draft: Draft, name: str, kind: Kind, holder: dict[str, Any], pl
         draft.add(at, str(error))
         return False
     holder[name] = {"use": use, **settings.model_dump(mode="json", by_alias=True)}
-    return fine
+    return True
 
 
 def _with_config(draft: Draft, kind: Kind, raw: dict[str, Any], at: KeyPath) -> dict[str, Any] | None:

@@ -57,7 +57,7 @@ ARROWS: dict[str, set[str]] = {
     "outcome": {"gap", "files"},
     # plug-ins: none imports another kind
     # a model may be made of others, whatever their family
-    "models": PLUG_IN | {"gapeval_layout", "endpoint", "registry", "validation"},
+    "models": PLUG_IN | {"gapeval_layout", "endpoint", "nested", "registry", "validation"},
     "benchmarks": PLUG_IN | {"scene", "gapeval_layout", "shipped", "yaml_file"},
     # a judge that is a model on this machine builds it by name
     "judges": PLUG_IN
@@ -128,7 +128,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "labels": {"items", "errors"},
     "label_export": {"labels", "items", "errors", "files"},
-    "nested": {"registry", "errors", "shipped", "validation", "yaml_file"},
+    "nested": {"recipe_draft", "registry", "errors", "shipped", "validation", "yaml_file"},
     "rescoring": {
         *("agreement", "calibration", "gap", "labels", "outcome", "report", "stored_runs"),
         *("interfaces", "items", "errors", "files"),

@@ -588,12 +588,20 @@ def test_a_local_judge_says_what_its_verdicts_depend_on(local):
     assert verdict.reason == "no verdict could be read from the judge's replies: 'no'"
 
 
+def test_a_local_judge_may_be_a_config(local, tmp_path):
+    (tmp_path / "grader.yaml").write_text("use: fake\nsize: 4\n")
+    built = local(lambda prompt, seed: verdict_json(True), model={"config": str(tmp_path / "grader.yaml")})
+    assert built.settings()["model"] == {"use": "fake", "size": 4}
+    assert [verdict.correct for verdict in built(pairs_of(2))] == [True] * 4
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ({}, "judges.local.model: should be a mapping such as"),
-        ({"use": "jannus"}, "models: 'jannus' is unknown; did you mean 'janus'"),
-        ({"use": "janus", "dtyp": "x"}, "models.janus.dtyp: unknown key; did you mean 'dtype'"),
+        ({}, "judges.local.model: use: should name one of"),
+        ("janus", "judges.local.model: should be a mapping such as"),
+        ({"use": "jannus"}, "judges.local.model.use: models: 'jannus' is unknown; did you mean 'janus'"),
+        ({"use": "janus", "dtyp": "x"}, "judges.local.model.dtyp: unknown key; did you mean 'dtype'"),
     ],
 )
 def test_a_local_judge_that_is_no_model_is_refused(model, words):

@@ -200,7 +200,9 @@ def test_a_pair_with_weights_out_of_reach_is_measured_only(
         return Ready(made[name]) if name in made else build(kind, name, settings=settings)
 
     monkeypatch.setattr(registry, "build", instead)
-    settings = Pair.model_validate({"understand": {"use": "vlm"}, "generate": {"use": "janus"}})
+    settings = Pair.model_validate(
+        {"understand": {"use": "vlm", "weights": "x"}, "generate": {"use": "janus"}}
+    )
     pair = settings.load()
     assert isinstance(pair, WeightlessPair) and isinstance(pair, Weightless)
     assert not isinstance(paired, Weightless)

@@ -101,6 +101,13 @@ def test_rules(
     )
 
 
+def test_a_field_of_one_judge_in_the_list_can_be_set_on_the_command_line() -> None:
+    loaded = resolve(RECIPE[:-1] + f" {TWO}\n", source="r.yaml", overrides=["judge.judges.1.rule=unanimous"])
+    assert loaded.resolved["judge"]["judges"][1]["rule"] == "unanimous"
+    with pytest.raises(UserError, match=r"judge.judges.2.rule: there is no '2' in this list of 2"):
+        resolve(RECIPE[:-1] + f" {TWO}\n", source="r.yaml", overrides=["judge.judges.2.rule=first"])
+
+
 def test_verdicts_of_all_members_stand_in_the_reason() -> None:
     panel = Panel.model_validate({"judges": [{"use": "exact"}, {"use": "exact"}]})
     (one,) = panel(pairs(["blue"]))
@@ -140,6 +147,9 @@ def test_a_config_of_a_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     nested = load_judge("{use: panel, judges: [{config: two, rule: unanimous}, {use: exact}]}")[1]
     assert nested.settings["judges"][0]["rule"] == "unanimous"
     assert "config" not in nested.settings["judges"][0]
+    (folder / "two.yaml").write_text("use: panel\nrule: worst\njudges: [{use: exact}, {use: exact}]\n")
+    with pytest.raises(UserError, match=r"rule: should be .*; got 'worst' \(.*two.yaml line 2\)"):
+        load_judge("{use: panel, judges: [{config: two}, {use: exact}]}")
 
 
 def test_cohens_kappa_of_a_table_with_known_numbers() -> None:

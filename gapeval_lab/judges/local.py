@@ -20,6 +20,7 @@ from gapeval_lab.interfaces import UMM
 from gapeval_lab.items import Direction, Item, Prompt, Response, Verdict
 from gapeval_lab.judges.conversation import UNREADABLE, Judged, Protocol, Question, conversation, question_of
 from gapeval_lab.judges.prompt_files import digest_of_all, folder_of
+from gapeval_lab.nested import ModelNode
 
 CHUNK = 96
 """Conversations that go on side by side; changes memory, not verdicts."""
@@ -29,14 +30,14 @@ class LocalJudge(BaseModel):
     """Asks a model plug-in on this machine.
 
     Attributes:
-        model: a node as in a recipe, such as {use: janus, weights: ...}; written out, no config.
+        model: a node as in a recipe, such as {use: janus, weights: ...} or {config: name}.
         prompt_dir, protocol, parse_retries: as of the judge behind an endpoint.
         seed: of the answers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: dict[str, Any]
+    model: ModelNode
     prompt_dir: Path | None = None
     protocol: Protocol = "same"
     parse_retries: int = Field(default=2, ge=0, le=10)
@@ -47,14 +48,6 @@ class LocalJudge(BaseModel):
     def _holds_templates(cls, value: Path | None) -> Path | None:
         if value is not None:
             folder_of(value)
-        return value
-
-    @field_validator("model")
-    @classmethod
-    def _is_a_model(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(value.get("use"), str):
-            raise ValueError("should be a mapping such as {use: janus}; a config cannot be named here")
-        _plug_in(value)
         return value
 
     def __call__(self, pairs: Sequence[tuple[Item, Response]]) -> list[Verdict]:
@@ -79,13 +72,12 @@ class LocalJudge(BaseModel):
 
     def settings(self) -> dict[str, Any]:
         """What verdicts depend on."""
-        own = self.model_dump(mode="json", exclude={"prompt_dir", "model"})
-        templates = digest_of_all(self.prompt_dir)
-        return {"judge": "local", "version": 1, "model": _full(self.model), **own, "templates": templates}
+        own = self.model_dump(mode="json", exclude={"prompt_dir"})
+        return {"judge": "local", "version": 1, **own, "templates": digest_of_all(self.prompt_dir)}
 
     @cached_property
     def _umm(self) -> UMM:
-        umm: UMM = _plug_in(self.model).load()
+        umm: UMM = registry.build("models", self.model.use, settings=self.model.settings).load()
         if Direction.UNDERSTANDING not in umm.directions:
             raise UserError(f"model: {umm.name} does not answer in text; a judge has to")
         return umm
@@ -131,16 +123,6 @@ class LocalJudge(BaseModel):
     def _seed(self, question: Question, turn: int) -> int:
         digest = hashlib.sha256(f"{self.seed}|{question.digest}|{turn}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _plug_in(node: dict[str, Any]) -> Any:
-    settings = {key: value for key, value in node.items() if key != "use"}
-    return registry.build("models", node["use"], settings=settings)
-
-
-def _full(node: dict[str, Any]) -> dict[str, Any]:
-    """The node with its defaults filled in."""
-    return {"use": node["use"], **_plug_in(node).model_dump(mode="json")}
 
 
 def _prompt(messages: Sequence[Message]) -> Prompt:

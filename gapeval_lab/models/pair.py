@@ -5,27 +5,14 @@ Light to import; `load` brings in both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
+
+from gapeval_lab.nested import ModelNode
 
 if TYPE_CHECKING:
     from gapeval_lab.models.pair_model import LoadedPair
-    from gapeval_lab.registry import Kind
-
-
-class Half(BaseModel):
-    """One of the two models: a plug-in by name, with its settings beside the name."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    use: str = Field(min_length=1)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Everything beside `use`."""
-        return dict(self.model_extra or {})
 
 
 class Pair(BaseModel):
@@ -38,11 +25,8 @@ class Pair(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    nodes: ClassVar[Mapping[str, Kind]] = {"understand": "models", "generate": "models"}
-    """Which keys hold a node of their own, for recipes."""
-
-    understand: Half
-    generate: Half
+    understand: ModelNode
+    generate: ModelNode
 
     def load(self) -> LoadedPair:
         """Load both.

@@ -21,7 +21,8 @@ from gapeval_lab.delta import fingerprint
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import UMM, Backbone, Sites, Weightless
 from gapeval_lab.items import Direction, Example, Prompt
-from gapeval_lab.models.pair import Half, Pair
+from gapeval_lab.models.pair import Pair
+from gapeval_lab.nested import NestedNode
 
 UNDERSTAND, GENERATE = "understand", "generate"
 DRAWING = "draw_"
@@ -145,7 +146,7 @@ def load(settings: Pair) -> LoadedPair:
     return (WeightlessPair if out_of_reach else LoadedPair)(understand, generate)
 
 
-def _loaded(half: Half, name: str, direction: Direction) -> UMM:
+def _loaded(half: NestedNode, name: str, direction: Direction) -> UMM:
     try:
         umm: UMM = registry.build("models", half.use, settings=half.settings).load()
     except UserError as error:
