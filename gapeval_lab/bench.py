@@ -110,9 +110,11 @@ class Bench:
             hash_of_facts(self.facts),
             [image_digest(picture) for picture in drawn],
             self.read,
+            # Files that a judge reads, such as people's labels, are in its settings by their content.
+            self.judge.settings(),
             __version__,
         ]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def load_bench(loaded: LoadedRecipe) -> Bench:

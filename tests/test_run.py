@@ -16,6 +16,7 @@ from gapeval_lab.delta_file import Origin, read_head
 from gapeval_lab.errors import SafetyError, UserError
 from gapeval_lab.interfaces import Lesson, Side
 from gapeval_lab.items import Direction, Fact, Item, Prompt, Response
+from gapeval_lab.judges.human import Human
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.recipe import Evaluation, FactsNode, LoadedRecipe, Node, Recipe, Step, content_hash
 from gapeval_lab.run import run
@@ -406,3 +407,14 @@ def test_drawing_from_what_was_written_after_every_intervention(tmp_path: Path) 
 def test_a_recipe_that_does_not_ask_for_it_has_no_protocols(tmp_path: Path) -> None:
     outcome = go(tmp_path, bench(scripted_umm()))
     assert outcome.reasoned == [] and outcome.quality is not None and outcome.quality.protocols == []
+
+
+def test_a_judge_that_reads_other_labels_makes_another_run(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    row = "item,direction,answer,correct,who,when\na-0,understanding,0,{},ada,2026-01-31\n"
+    file.write_text(row.format("yes"))
+    parts = bench(scripted_umm())
+    first = replace(parts, judge=Human(file=str(file))).key
+    assert first == replace(parts, judge=Human(file=str(file))).key
+    file.write_text(row.format("no"))
+    assert replace(parts, judge=Human(file=str(file))).key != first
