@@ -4,10 +4,12 @@ import json
 import multiprocessing
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from endpoint_server import Act, Request, refused, said, serving, sometimes
 from PIL import Image
 
@@ -526,7 +528,7 @@ class Local:
 
 
 @pytest.fixture
-def local(monkeypatch):
+def local(monkeypatch, tmp_path):
     from pydantic import BaseModel, ConfigDict
 
     class Fake(BaseModel):
@@ -539,9 +541,14 @@ def local(monkeypatch):
     real = registry.find
     monkeypatch.setattr(registry, "find", lambda kind, name: Fake if name == "fake" else real(kind, name))
 
+    numbers = count()
+
     def build(tell: Any, **settings: Any) -> Any:
         Local.umm = ScriptedUMM(tell)
-        return registry.build("judges", "local", settings={"model": {"use": "fake"}, **settings})
+        kept = str(tmp_path / str(next(numbers)))
+        return registry.build(
+            "judges", "local", settings={"model": {"use": "fake"}, "cache": kept, **settings}
+        )
 
     return build
 
@@ -562,11 +569,37 @@ def test_a_local_judge_gives_the_same_verdicts_in_any_order(local):
     verdicts = built(pairs)
     assert {verdict.correct for verdict in verdicts} == {True, False}
     assert len(asked) == 32  # each is asked a second time, for its first reply held no verdict
-    assert built(pairs[::-1]) == verdicts[::-1]
-    assert [v for pair in pairs for v in built([pair])] == verdicts
+    assert local(tell)(pairs[::-1]) == verdicts[::-1]
+    alone = local(tell)
+    assert [v for pair in pairs for v in alone([pair])] == verdicts
+    assert len(asked) == 96
     assert shown_colours(asked[1].images) == ["problem", "reference", "answer"]
     assert asked[0].text.startswith("You grade a text")
     assert len(set(seeds.values())) == 32
+
+
+def test_a_local_judge_keeps_its_verdicts_as_long_as_its_weights_are_the_same(local, tmp_path):
+    asked: list[Prompt] = []
+
+    def tell(prompt: Prompt, seed: int) -> str:
+        asked.append(prompt)
+        return "hm" if "ANSWER 1" in prompt.text else verdict_json(True)
+
+    shared = {"cache": str(tmp_path / "shared"), "parse_retries": 0}
+    pairs = pairs_of(3, (TOLD,))
+    first = local(tell, **shared)
+    verdicts = first([*pairs, *pairs])  # equal questions are asked once
+    assert ([v.correct for v in verdicts], len(asked)) == ([True, None, True] * 2, 3)
+    again = local(tell, **shared)
+    assert again([*pairs, *pairs]) == verdicts
+    assert again.settings() == first.settings()
+    assert len(asked) == 4  # what gave no verdict is asked again
+    other = local(tell, **shared)
+    with torch.no_grad():
+        Local.umm.weight.add_(1.0)
+    assert other(pairs) == verdicts[:3]
+    assert len(asked) == 7
+    assert other.settings()["weights"] != first.settings()["weights"]
 
 
 def test_a_local_judge_that_fails_fails_for_one(local):
@@ -582,7 +615,8 @@ def test_a_local_judge_that_fails_fails_for_one(local):
 
 def test_a_local_judge_says_what_its_verdicts_depend_on(local):
     built = local(lambda prompt, seed: "no", parse_retries=0)
-    assert built.settings()["model"] == {"use": "fake", "size": 3}
+    assert built.model.settings == {"size": 3}
+    assert built.settings()["model"] == Local.umm.settings()
     assert json.loads(json.dumps(built.settings())) == built.settings()
     (verdict,) = built(pairs_of(1, (TOLD,)))
     assert verdict.reason == "no verdict could be read from the judge's replies: 'no'"
@@ -591,7 +625,7 @@ def test_a_local_judge_says_what_its_verdicts_depend_on(local):
 def test_a_local_judge_may_be_a_config(local, tmp_path):
     (tmp_path / "grader.yaml").write_text("use: fake\nsize: 4\n")
     built = local(lambda prompt, seed: verdict_json(True), model={"config": str(tmp_path / "grader.yaml")})
-    assert built.settings()["model"] == {"use": "fake", "size": 4}
+    assert built.model.model_dump() == {"use": "fake", "size": 4}
     assert [verdict.correct for verdict in built(pairs_of(2))] == [True] * 4
 
 

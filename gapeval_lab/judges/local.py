@@ -1,12 +1,15 @@
 """A judge on this machine: any model that answers about pictures, asked what the judge behind an endpoint is.
 
-The model is a plug-in of its own and is built by name; nothing leaves the machine.
+The model is a plug-in of its own and is built by name; nothing leaves the machine. Verdicts are kept on
+disk as those of the judge behind an endpoint are.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from gapeval_lab import registry
 from gapeval_lab.endpoint_pictures import Message
 from gapeval_lab.errors import UserError
-from gapeval_lab.interfaces import UMM
+from gapeval_lab.interfaces import UMM, Weightless
 from gapeval_lab.items import Direction, Item, Prompt, Response, Verdict
 from gapeval_lab.judges.conversation import UNREADABLE, Judged, Protocol, Question, conversation, question_of
 from gapeval_lab.judges.prompt_files import digest_of_all, folder_of
+from gapeval_lab.judges.verdict_cache import VerdictCache
 from gapeval_lab.nested import ModelNode
 
 CHUNK = 96
@@ -33,6 +37,7 @@ class LocalJudge(BaseModel):
         model: a node as in a recipe, such as {use: janus, weights: ...} or {config: name}.
         prompt_dir, protocol, parse_retries: as of the judge behind an endpoint.
         seed: of the answers.
+        cache: where verdicts are kept; null: in the folder of runs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +47,7 @@ class LocalJudge(BaseModel):
     protocol: Protocol = "same"
     parse_retries: int = Field(default=2, ge=0, le=10)
     seed: int = Field(default=0, ge=0)
+    cache: Path | None = None
 
     @field_validator("prompt_dir")
     @classmethod
@@ -57,23 +63,53 @@ class LocalJudge(BaseModel):
             UserError: the model cannot be loaded or does not answer in text, or a template does not fit.
         """
         verdicts: dict[int, Verdict] = {}
-        waiting: list[tuple[int, Verdict, Question]] = []
+        waiting: dict[str, list[tuple[int, Verdict, Question]]] = {}
         for place, (item, response) in enumerate(pairs):
             asked = question_of(item, response, prompt_dir=self.prompt_dir, protocol=self.protocol)
             if isinstance(asked, Verdict):
                 verdicts[place] = asked
+                continue
+            blank, key = Verdict(item.id, response.direction, None), self._key(asked)
+            row = None if key in waiting else self._kept.get(key)
+            if row is None:
+                waiting.setdefault(key, []).append((place, blank, asked))
             else:
-                waiting.append((place, Verdict(item.id, response.direction, None), asked))
-        for start in range(0, len(waiting), CHUNK):
-            part = waiting[start : start + CHUNK]
-            for (place, blank, _), judged in zip(part, self._judge([q for *_, q in part]), strict=True):
-                verdicts[place] = _verdict(blank, judged)
+                verdicts[place] = replace(blank, correct=row["correct"], reason=row["reason"])
+        keys = list(waiting)
+        for start in range(0, len(keys), CHUNK):
+            part = keys[start : start + CHUNK]
+            ends = self._judge([waiting[key][0][2] for key in part])
+            for key, judged in zip(part, ends, strict=True):
+                if isinstance(judged, Judged) and judged.found is not None:
+                    self._kept.put(key, judged.row)
+                for place, blank, _ in waiting[key]:
+                    verdicts[place] = _verdict(blank, judged)
         return [verdicts[place] for place in range(len(pairs))]
 
     def settings(self) -> dict[str, Any]:
-        """What verdicts depend on."""
-        own = self.model_dump(mode="json", exclude={"prompt_dir"})
-        return {"judge": "local", "version": 1, **own, "templates": digest_of_all(self.prompt_dir)}
+        """What verdicts depend on, the model's weights among it: loads the model.
+
+        Raises:
+            UserError: the model cannot be loaded, or does not answer in text.
+        """
+        return {**self._what_matters, "templates": digest_of_all(self.prompt_dir)}
+
+    @cached_property
+    def _what_matters(self) -> dict[str, Any]:
+        from gapeval_lab.delta import fingerprint
+
+        umm = self._umm
+        weights = umm.identity() if isinstance(umm, Weightless) else fingerprint(umm.backbone().root)
+        own = self.model_dump(mode="json", exclude={"model", "prompt_dir", "cache"})
+        return {"judge": "local", "version": 1, "model": umm.settings(), "weights": weights, **own}
+
+    @cached_property
+    def _kept(self) -> VerdictCache:
+        return VerdictCache(self.cache)
+
+    def _key(self, question: Question) -> str:
+        parts = [self._what_matters, question.digest]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def _umm(self) -> UMM:
