@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from gapeval_lab.errors import UserError
+from gapeval_lab.errors import EndedMidway, UserError
 
 MILLION = 1_000_000
 
 
-class EndpointStopped(UserError):
+class EndpointStopped(EndedMidway):
     """The endpoint cannot be used any further: the run ends; what is finished is kept."""
 
 

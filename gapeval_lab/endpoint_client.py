@@ -65,7 +65,7 @@ def run_jobs(
         one is started.
 
     Raises:
-        EndpointStopped: the endpoint refuses what it is sent, or is gone.
+        EndpointStopped: the endpoint refuses what it is sent, or is gone; it holds what is finished.
         UserError: there is no key, or the package is not installed.
     """
     if not jobs:
@@ -106,6 +106,9 @@ async def _run(
         workers = [asyncio.create_task(work(caller)) for _ in range(min(endpoint.concurrency, len(jobs)))]
         try:
             await asyncio.gather(*workers)
+        except EndpointStopped as stopped:
+            stopped.finished = {n: done for n, done in results.items() if not isinstance(done, CallFailed)}
+            raise
         finally:
             for worker in workers:
                 worker.cancel()

@@ -3,6 +3,10 @@
 Everything else that goes wrong is ours and keeps its traceback.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 
 class UserError(Exception):
     """A mistake in what the user gave (a file, a field, a value, a place to write).
@@ -13,3 +17,13 @@ class UserError(Exception):
 
 class SafetyError(Exception):
     """A promise of the laboratory was broken (weights not restored, say): the run stops at once."""
+
+
+class EndedMidway(UserError):
+    """A list of prompts, or of jobs, that ends before its end.
+
+    Attributes:
+        finished: index -> what was given by then; it is the caller's to keep.
+    """
+
+    finished: Mapping[int, Any] = MappingProxyType({})

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from gapeval_lab.errors import UserError
+from gapeval_lab.errors import EndedMidway, UserError
 from gapeval_lab.interfaces import UMM, Judge
 from gapeval_lab.items import Direction, Item, Prompt, Response, Verdict
 from gapeval_lab.response_store import ResponseStore as ResponseStore
@@ -219,10 +219,11 @@ def _responses(
     total = len(items) * len(directions)
 
     def ask(part: Sequence[Item], direction: Direction) -> None:
-        given = answered(umm, part, direction, seed=seed)
-        if store:
-            given = store.put(zip(part, given, strict=True))
-        responses.update({(response.item_id, direction): response for response in given})
+        known = {item.id: item for item in part}
+        for given in answered(umm, part, direction, seed=seed):
+            if store:
+                given = store.put((known[response.item_id], response) for response in given)
+            responses.update({(response.item_id, direction): response for response in given})
 
     def told(others: int = 0) -> None:
         if progress:
@@ -266,26 +267,41 @@ def _unknown(
     return unknown
 
 
-def answered(umm: UMM, items: Sequence[Item], direction: Direction, *, seed: int) -> list[Response]:
-    """Ask together; where that fails, one by one, so that an error stays with its item."""
+def answered(umm: UMM, items: Sequence[Item], direction: Direction, *, seed: int) -> Iterator[list[Response]]:
+    """Ask together; where that fails, one by one, so that an error stays with its item.
+
+    Gives some of them at a time, so that what is finished can be kept before an error ends it all.
+    """
     try:
-        return _ask_together(umm, items, direction, seed=seed)
+        given = _ask_together(umm, items, direction, seed=seed)
+    except EndedMidway as ended:
+        yield [_response(items[n], direction, answer) for n, answer in ended.finished.items()]
+        raise
     except UserError:
         raise
     except Exception as error:  # any model's any failure: kept as that item's error, and counted
         if len(items) == 1:
-            return [Response(items[0].id, direction, error=f"{type(error).__name__}: {error}")]
-        return [response for item in items for response in answered(umm, [item], direction, seed=seed)]
+            yield [Response(items[0].id, direction, error=f"{type(error).__name__}: {error}")]
+            return
+    else:
+        yield given
+        return
+    for item in items:
+        yield from answered(umm, [item], direction, seed=seed)
 
 
 def _ask_together(umm: UMM, items: Sequence[Item], direction: Direction, *, seed: int) -> list[Response]:
     prompts: list[Prompt] = [item.prompt(direction) for item in items]
     seeds = [prompt_seed(seed, item, direction) for item in items]
-    if direction is Direction.UNDERSTANDING:
-        texts = umm.answer(prompts, seeds=seeds)
-        return [Response(i.id, direction, text=text) for i, text in zip(items, texts, strict=True)]
-    images = umm.draw(prompts, seeds=seeds)
-    return [Response(i.id, direction, picture=image) for i, image in zip(items, images, strict=True)]
+    asked = umm.answer if direction is Direction.UNDERSTANDING else umm.draw
+    answers: Sequence[str | Image.Image] = asked(prompts, seeds=seeds)
+    return [_response(item, direction, answer) for item, answer in zip(items, answers, strict=True)]
+
+
+def _response(item: Item, direction: Direction, answer: str | Image.Image) -> Response:
+    if isinstance(answer, str):
+        return Response(item.id, direction, text=answer)
+    return Response(item.id, direction, picture=answer)
 
 
 def _check_errors(responses: dict[Key, Response], total: int) -> None:

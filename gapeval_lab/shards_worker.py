@@ -82,11 +82,14 @@ class Resident:
             if self._umm is None:
                 raise ValueError("the model is not loaded")
             store = self._stored(job, self._umm)
-            given = answered(self._umm, job.items, job.direction, seed=job.seed)
-            store.put(zip(job.items, given, strict=True))
+            known = {item.id: item for item in job.items}
+            errors: list[Response] = []
+            for given in answered(self._umm, job.items, job.direction, seed=job.seed):
+                store.put((known[response.item_id], response) for response in given)
+                errors += [response for response in given if response.error is not None]
         except Exception as error:
             return _failure(error)
-        return tuple(response for response in given if response.error is not None)
+        return tuple(errors)
 
     def _stored(self, job: Job, umm: UMM) -> ResponseStore:
         if self._store is not None and (self._store.folder, self._delta) == (job.folder, job.delta):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from gapeval_lab import registry
 from gapeval_lab.bench import weights_of
+from gapeval_lab.endpoint import CostReached
 from gapeval_lab.errors import UserError
 from gapeval_lab.evaluate import ResponseStore, evaluate
 from gapeval_lab.interfaces import Weightless
@@ -163,20 +164,48 @@ def test_a_failing_prompt_is_its_own_and_costs_the_others_nothing(tmp_path):
     assert not [response for response in whole.responses.values() if response.error]
 
 
-def test_the_cost_limit_keeps_what_is_finished():
-    prices = {"price_in": 1000.0, "price_out": 1000.0, "price_picture": 0.3, "max_tokens": 10}
+PRICES = {"price_in": 1000.0, "price_out": 1000.0, "price_picture": 0.3, "max_tokens": 10}
+
+
+def test_the_cost_limit_hands_out_what_is_finished():
     with serving(obliging) as server:
-        umm = model(server.url, max_cost=1.0, concurrency=2, **prices)
+        umm = model(server.url, max_cost=1.0, concurrency=2, **PRICES)
         prompts = [Prompt(f"p{n}") for n in range(9)]
-        with pytest.raises(PromptNotAnswered, match="6 of 9 prompts; the first: max_cost: 0.9 of 1 is spent"):
+        with pytest.raises(CostReached, match="max_cost: 0.9 of 1 is spent") as caught:
             umm.draw(prompts, seeds=range(9))
         assert len(server.requests) == 3
         assert umm.ledger.cost == pytest.approx(0.9)
-        for prompt, seed in zip(prompts[:3], range(3), strict=True):
-            assert len(umm.draw([prompt], seeds=[seed])) == 1
-        with pytest.raises(PromptNotAnswered):
-            umm.draw(prompts[3:4], seeds=[3])
+        finished = caught.value.finished
+        assert sorted(finished) == [0, 1, 2]
+        fresh = model(server.url).draw(prompts[:3], seeds=range(3))
+        assert [image_digest(finished[n]) for n in range(3)] == [image_digest(image) for image in fresh]
+
+
+def test_a_run_that_the_cost_limit_ends_goes_on_where_it_was(tmp_path):
+    judge = ScriptedJudge(lambda item, response: True)
+    with serving(obliging) as server:
+        umm = model(server.url, max_cost=1.0, concurrency=2, chat_model=None, **PRICES)
+        with pytest.raises(UserError, match="run again to go on"):
+            evaluate(umm, items(9), judge=judge, seed=0, store=ResponseStore(tmp_path))
         assert len(server.requests) == 3
+        umm = model(server.url, chat_model=None)
+        done = evaluate(umm, items(9), judge=judge, seed=0, store=ResponseStore(tmp_path))
+        assert len(server.requests) == 9
+        assert not [response for response in done.responses.values() if response.error]
+
+
+def test_a_run_that_the_endpoint_ends_keeps_what_is_finished(tmp_path):
+    judge = ScriptedJudge(lambda item, response: True)
+
+    def script(request: Request) -> Act:
+        return refused(401, "no more") if request.number == 6 else obliging(request)
+
+    with serving(script) as server:
+        umm = model(server.url, concurrency=1, image_model=None)
+        with pytest.raises(UserError, match="HTTP 401: no more"):
+            evaluate(umm, items(9), judge=judge, seed=0, store=ResponseStore(tmp_path))
+        evaluate(umm, items(9), judge=judge, seed=0, store=ResponseStore(tmp_path))
+        assert len(server.requests) == 7 + 3
 
 
 def test_an_endpoint_that_refuses_ends_the_run():

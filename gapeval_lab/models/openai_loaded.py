@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
 
-from gapeval_lab.endpoint import CallFailed, CostReached, Ledger
+from gapeval_lab.endpoint import CallFailed, CostReached, EndpointStopped, Ledger
 from gapeval_lab.endpoint_client import Caller, Job, run_jobs
 from gapeval_lab.endpoint_pictures import Message
 from gapeval_lab.errors import UserError
@@ -39,6 +39,7 @@ class LoadedOpenAI:
 
     A list in which one prompt fails raises. What the others gave is kept until they are asked again, one
     by one or together, and then handed out, so that a failure costs no second call for its neighbours.
+    Where the endpoint stops, or the limit of cost is reached, the error itself holds what is finished.
     """
 
     def __init__(self, chosen: OpenAIChat) -> None:
@@ -56,7 +57,7 @@ class LoadedOpenAI:
 
         Raises:
             PromptNotAnswered: one of them failed.
-            UserError: the endpoint cannot be used, or there is no chat model.
+            UserError: the endpoint cannot be used, the limit of cost is reached, or there is no chat model.
         """
         model = self._chosen.chat_model
         if model is None:
@@ -79,7 +80,7 @@ class LoadedOpenAI:
 
         Raises:
             PromptNotAnswered: one of them failed.
-            UserError: the endpoint cannot be used, or there is no image model.
+            UserError: the endpoint cannot be used, the limit of cost is reached, or there is no image model.
         """
         chosen = self._chosen
         model = chosen.image_model
@@ -130,18 +131,34 @@ class LoadedOpenAI:
             for key, prompt, seed in zip(keys, prompts, seeds, strict=True)
             if key not in self._kept
         }
-        results = run_jobs(self._chosen, list(missing.values()), ledger=self.ledger)
+        try:
+            results = run_jobs(self._chosen, list(missing.values()), ledger=self.ledger)
+        except EndpointStopped as stopped:
+            names = list(missing)
+            self._kept.update((names[n], done) for n, done in stopped.finished.items())
+            self._hand_out(stopped, keys)
+            raise
         self._kept.update(zip(missing, results, strict=True))
         given = [self._kept[key] for key in keys]
-        failed = [result for result in given if isinstance(result, CallFailed | CostReached)]
-        if not failed:
+        for result in given:
+            if isinstance(result, CostReached):
+                self._hand_out(result, keys)
+                raise result
+        failed = [result for result in given if isinstance(result, CallFailed)]
+        if not failed or len(keys) == 1:
             self._forget(keys)
-            return given
-        if len(keys) == 1:
-            self._forget(keys)
-        # Not a UserError, though a limit of cost is one: the caller then asks one by one, and so keeps
-        # what the others gave.
-        raise PromptNotAnswered(f"{len(failed)} of {len(keys)} prompts; the first: {failed[0]}")
+        if failed:
+            raise PromptNotAnswered(f"{len(failed)} of {len(keys)} prompts; the first: {failed[0]}")
+        return given
+
+    def _hand_out(self, stopped: EndpointStopped, keys: Sequence[Asked]) -> None:
+        """Put into the error what is finished of this list."""
+        stopped.finished = {
+            n: self._kept[key]
+            for n, key in enumerate(keys)
+            if key in self._kept and not isinstance(self._kept[key], CallFailed | CostReached)
+        }
+        self._forget(keys)
 
     def _forget(self, keys: Sequence[Asked]) -> None:
         for key in keys:
