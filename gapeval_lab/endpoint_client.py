@@ -355,7 +355,7 @@ def _read_chat(answer: Any, estimate: Tokens) -> Reply:
     refusal = getattr(message, "refusal", None)
     if not isinstance(text, str):
         if getattr(choices[0], "finish_reason", None) == "content_filter" or isinstance(refusal, str):
-            raise CallFailed(f"refused: {refusal or 'content filter'}"[:300], refused=True)
+            raise CallFailed(f"refused: {refusal or 'content filter'}", refused=True)
         raise Unreadable(_excerpt(answer))
     usage = getattr(answer, "usage", None)
     counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
@@ -381,8 +381,8 @@ def _read_picture(answer: Any) -> bytes:
 
 
 def _excerpt(answer: Any) -> str:
-    """The beginning of an answer of another form than expected."""
+    """An answer of another form than expected, in words."""
     if not isinstance(answer, str):
         dumped = answer.model_dump(mode="json") if hasattr(answer, "model_dump") else answer
         answer = json.dumps(dumped, default=repr)
-    return f"an answer of another form: {' '.join(answer.split())[:120]}"
+    return f"an answer of another form: {answer}"

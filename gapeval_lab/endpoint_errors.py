@@ -19,6 +19,9 @@ BUSY = frozenset({408, 409, 425, 429})
 FILTERED = ("content_policy", "content_filter", "moderation", "safety")
 """In the code of a 400: this prompt is refused, and others are not."""
 
+LONGEST = 200
+"""Characters of a message about an attempt."""
+
 SPENT = ("insufficient_quota", "billing_hard_limit_reached")
 """Codes of a 429 that no waiting mends."""
 
@@ -61,11 +64,11 @@ def problem_of(error: Exception, endpoint: Endpoint, model: str) -> Problem | No
                 f"connection failed ({cause})", billed=cause not in ("ConnectError", "ConnectTimeout")
             )
         case Unreadable():
-            return Problem(clean(str(error), endpoint), billed=True)
+            return Problem(short(str(error), endpoint), billed=True)
         case json.JSONDecodeError() | UnicodeDecodeError() | openai.APIResponseValidationError():
             return Problem("an answer that is no JSON", billed=True)
         case CallFailed():
-            return Problem(clean(str(error), endpoint), again=False, billed=True)
+            return Problem(short(str(error), endpoint), again=False, billed=True)
     return None
 
 
@@ -73,7 +76,7 @@ def _status(error: Any, endpoint: Endpoint, model: str) -> Problem:
     """An HTTP error: 4xx are told apart, everything else is worth another attempt."""
     status, code = int(error.status_code), str(error.code or "").lower()
     kind = f"{code} {str(error.type or '').lower()}"
-    words = clean(f"HTTP {status}: {_said(error)}", endpoint)
+    words = short(f"HTTP {status}: {_said(error)}", endpoint)
     if status == 400 and any(word in kind for word in FILTERED):
         return Problem(words, again=False)
     if status == 429 and any(word in kind for word in SPENT):
@@ -97,17 +100,16 @@ def _stop(words: str, endpoint: Endpoint, fix: str) -> EndpointStopped:
 
 
 def _said(error: Any) -> str:
-    """The endpoint's own words, on one line, shortened."""
+    """The endpoint's own words."""
     body = error.body
     if isinstance(body, dict) and isinstance(body.get("error"), dict):
         body = body["error"]
     told = body.get("message") if isinstance(body, dict) else body
-    text = told if isinstance(told, str) and told.strip() else "no further words"
-    return " ".join(text.split())[:200]
+    return told if isinstance(told, str) and told.strip() else "no further words"
 
 
-def clean(text: str, endpoint: Endpoint) -> str:
-    """The text without the key."""
-
+def short(text: str, endpoint: Endpoint) -> str:
+    """The text on one line, without the key, and then shortened: a cut key could not be found."""
     key = "" if endpoint.key_env is None else os.environ.get(endpoint.key_env, "").strip()
-    return text.replace(key, "***") if key else text
+    line = " ".join(text.split())
+    return (line.replace(key, "***") if key else line)[:LONGEST]

@@ -311,6 +311,11 @@ def test_the_key_shows_nowhere(caplog, tmp_path):
         lambda _: refused(401, f"bad key {KEY}"),
         lambda _: refused(500, f"bad key {KEY}"),
         lambda _: Act(body=f"<p>{KEY}".encode(), headers={"content-type": "text/html"}),
+        *(lambda _, n=n: refused(500, f"{'.' * n} bad key {KEY}") for n in (150, 160, 170, 180)),
+        *(
+            lambda _, n=n: Act(body=f"{'.' * n} {KEY}".encode(), headers={"content-type": "text/html"})
+            for n in (80, 90, 100, 110, 150, 160)
+        ),
         lambda _: Act(cut=True, body=KEY.encode(), headers={"content-type": "application/json"}),
     ]
     for script in scripts:
