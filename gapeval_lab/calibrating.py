@@ -20,6 +20,7 @@ from gapeval_lab.errors import UserError
 from gapeval_lab.evaluate import respond
 from gapeval_lab.interfaces import Benchmark, Judge
 from gapeval_lab.items import Direction, Item, Response
+from gapeval_lab.labels import answer_hash
 from gapeval_lab.recipe import LoadedRecipe
 from gapeval_lab.scene import CELL, CELLS, EVERY_THING, SIZE, Scene, Thing, near_miss, pixels, render
 from gapeval_lab.stored_runs import StoredRun
@@ -150,13 +151,17 @@ def calibrate(
 
     Args:
         judge: asked once, about all pairs.
-        pairs: answers, right and wrong ones.
+        pairs: answers, right and wrong ones; one that is there several times counts once.
         name, node: what the judge is called, and how a recipe has it.
         source: where the answers come from, in words.
 
     Raises:
         UserError: the exact judge cannot tell any of the answers.
     """
+    distinct: dict[str | None, Pair] = {}
+    for pair in pairs:
+        distinct.setdefault(answer_hash(*pair), pair)
+    pairs = list(distinct.values())
     truth, said = ([one.correct for one in who(pairs)] for who in (_exact(), judge))
     cells: dict[str, Confusion] = {
         group: confusion([truth[i] for i in members], [said[i] for i in members])

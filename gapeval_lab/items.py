@@ -49,8 +49,12 @@ class PictureFile:
         Raises:
             OSError: it cannot be read.
         """
-        with Image.open(self.path) as image:
-            return image.convert("RGB")
+        try:
+            with Image.open(self.path) as image:
+                return image.convert("RGB")
+        # What Pillow raises for some broken files, and for ones that would fill the memory.
+        except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise OSError(f"{self.path}: {error}") from None
 
     @cached_property
     def digest(self) -> str:

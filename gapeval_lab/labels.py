@@ -111,7 +111,15 @@ def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
             f"labels: {file} lacks the columns {', '.join(missing)}; its first line should hold "
             f"{','.join(COLUMNS)}"
         )
-    return [(reader.line_num, {name: (row.get(name) or "").strip() for name in COLUMNS}) for row in reader]
+    try:
+        return [
+            (reader.line_num, {name: (row.get(name) or "").strip() for name in COLUMNS}) for row in reader
+        ]
+    except csv.Error as error:
+        raise UserError(
+            f"labels: {file} line {reader.line_num} and after cannot be read ({error}); look for a quotation "
+            "mark that is not closed"
+        ) from None
 
 
 def _label(

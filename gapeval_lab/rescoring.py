@@ -101,8 +101,14 @@ def distinct(run: StoredRun) -> list[Pair]:
     """
     found: dict[str | None, Pair] = {}
     for phase in run.phases:
-        for pair in run.pairs(phase):
-            found.setdefault(answer_hash(*pair), pair)
+        for item, response in run.pairs(phase):
+            try:
+                found.setdefault(answer_hash(item, response), (item, response))
+            except OSError as error:
+                raise UserError(
+                    f"run: {run.outcome.run_id} has a picture that cannot be read (item {item.id}: {error}); "
+                    "bring it back, or name another run"
+                ) from None
     if not found:
         raise UserError(f"run: {run.outcome.run_id} holds no answers; name another run")
     return list(found.values())
@@ -127,7 +133,7 @@ def rescore(run: StoredRun, judge: Judge, *, name: str, node: Mapping[str, Any])
     verdicts = dict(zip(keys, said, strict=True))
     voices = {who: dict(zip(keys, cast, strict=True)) for who, cast in votes.items()}
     settings = judge.settings()
-    digest = hashlib.sha256(json.dumps([settings, node], sort_keys=True, default=str).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
     phases = {phase: _phase(run, phase, verdicts, voices) for phase in run.phases}
     first = _item_verdicts(run, phases["before"].verdicts)
     shifts: dict[Phase, ShiftReport | None] = {

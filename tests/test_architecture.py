@@ -123,7 +123,8 @@ ARROWS: dict[str, set[str]] = {
     "agreement": {"gap", "items"},
     "calibration": {"gap", "errors", "files"},
     "calibrating": {
-        *("bench", "calibration", "evaluate", "recipe", "registry", "rescoring", "scene", "stored_runs"),
+        *("bench", "calibration", "evaluate", "labels", "recipe", "registry", "rescoring", "scene"),
+        "stored_runs",
         *("interfaces", "items", "errors"),
     },
     "labels": {"items", "errors"},

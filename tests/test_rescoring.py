@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -113,6 +114,13 @@ def test_a_run_whose_items_or_pictures_are_gone_is_not_judged(folder: Path, tmp_
     (bare / "pictures").unlink()
     with pytest.raises(UserError, match=rf"lacks {ITEMS} of its pictures"):
         distinct(open_run(bare))
+    broken = copied(folder, tmp_path / "broken")
+    (broken / "pictures").unlink()
+    shutil.copytree(folder / "pictures", broken / "pictures")
+    file = sorted((broken / "pictures").rglob("*.png"))[0]
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"has a picture that cannot be read \(item .*\); bring it back"):
+        distinct(open_run(broken))
 
 
 # Scores
@@ -177,6 +185,8 @@ def test_a_score_is_a_file_that_says_the_same_each_time(run: StoredRun, home: Pa
     record = json.loads(text)
     assert record["settings"] == Exact().settings()
     assert record["phases"]["before"]["gap"]["gap"]["value"] == run.outcome.before.gap.gap.value
+    faster = rescore(run, Exact(), name="exact", node={"use": "exact", "concurrency": 64})
+    assert faster.file == f"scores/{first.name}"  # how it is asked changes nothing of what it says
     other = rescore(run, exact_but(set()), name="exact", node={"use": "exact"})
     assert other.file != f"scores/{first.name}"
 
@@ -224,7 +234,7 @@ def test_the_command_prints_old_and_new(
         (["score", "no.json"], "no.json: cannot be read"),
         (["score", "last", "--judge", "exakt"], "did you mean 'exact'?"),
         (["score", "nothing", "--judge", "exact"], "'nothing' is no finished run"),
-        (["score", "last", "--judge", "human"], "judge: file: missing"),
+        (["score", "last", "--judge", "human"], "judge.file: missing"),
         (["score", "last", "--judge", "human", "--set", "file=no.csv"], "cannot read no.csv"),
         (["score", "last", "--judge", "exact", "--calibration", "no.json"], "--calibration: cannot read"),
         (["labels", "import", "last", "no.csv"], "cannot read no.csv"),
@@ -331,6 +341,9 @@ def test_all_mistakes_of_labels_come_in_one_message(run: StoredRun, tmp_path: Pa
     (tmp_path / "short.csv").write_text("item,answer\n")
     with pytest.raises(UserError, match="lacks the columns direction, correct, who, when"):
         read_labels([tmp_path / "short.csv"])
+    (tmp_path / "open.csv").write_text("item,direction,answer,correct,who,when\n" + '"' + "x\n" * 70_000)
+    with pytest.raises(UserError, match="line .* cannot be read .*quotation mark that is not closed"):
+        read_labels([tmp_path / "open.csv"])
 
 
 def test_the_export_is_blind_shuffled_and_can_be_imported(
@@ -427,6 +440,8 @@ def test_a_calibration_counts_the_judges_mistakes(run: StoredRun) -> None:
         for part in parts[1:]:
             total = total.plus(part)
         assert total == cell
+    twice = calibrate(exact_but(wrong), [*pairs, *pairs], name="other", node={"use": "x"}, source="here")
+    assert twice.cells == found.cells  # the same answer again says nothing more about the judge
     mute = ScriptedJudge(lambda *_: None)
     assert calibrate(mute, pairs, name="m", node={}, source="").cells["generation"].unscored
 
