@@ -87,7 +87,7 @@ class Endpoint(BaseModel):
 
     base_url: str = "https://api.openai.com/v1"
     key_env: str | None = "OPENAI_API_KEY"
-    concurrency: int = Field(default=32, ge=1, le=1024)
+    concurrency: int = Field(default=64, ge=1, le=1024)
     requests_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     timeout: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     retries: int = Field(default=6, ge=0, le=100)

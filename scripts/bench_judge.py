@@ -1,6 +1,6 @@
 """Judging a benchmark's worth of answers at an endpoint that takes its time, one by one and as we do it.
 
-    python scripts/bench_judge.py --items 646 --seconds 1 --concurrency 64
+    python scripts/bench_judge.py --items 646 --seconds 1
 
 Starts a server on this machine that takes so long for every call and fails one in ten, each time in another
 way (429 with and without Retry-After, 500, 503, cut connections, answers that cannot be read). "One by one"
