@@ -1,6 +1,7 @@
 """The commands about judging: `score`, `judge calibrate` and `labels`. Heavy imports inside."""
 
 import json
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -229,9 +230,10 @@ def calibrate(
     from gapeval_lab.rescoring_tables import RATE_COLUMNS, rate_rows
 
     wide_console(WIDTH).print(draw_rows(words, RATE_COLUMNS, rate_rows(found)))
+    again = shlex.join(["--judge", judge, *(word for one in set_ or [] for word in ("--set", one))])
     print(
         f"written to {short(place)}\n"
-        f"use it with: gapeval-lab score RUN --judge {called} --calibration {short(place)}"
+        f"use it with: gapeval-lab score RUN {again} --calibration {shlex.quote(short(place))}"
     )
 
 

@@ -16,8 +16,11 @@ from gapeval_lab.endpoint_pace import asked_to_wait
 BUSY = frozenset({408, 409, 425, 429})
 """Answers beside 5xx after which the same call is worth another attempt."""
 
-FILTERED = ("content_policy", "content_filter", "moderation", "safety")
+REFUSED = ("content_policy", "content_filter", "moderation", "safety", "context_length")
 """In the code of a 400: this prompt is refused, and others are not."""
+
+TOO_LONG = "maximum context length"
+"""In the words of a 400 without such a code, of servers that give none: likewise."""
 
 LONGEST = 200
 """Characters of a message about an attempt."""
@@ -77,7 +80,7 @@ def _status(error: Any, endpoint: Endpoint, model: str) -> Problem:
     status, code = int(error.status_code), str(error.code or "").lower()
     kind = f"{code} {str(error.type or '').lower()}"
     words = short(f"HTTP {status}: {_said(error)}", endpoint)
-    if status == 400 and any(word in kind for word in FILTERED):
+    if status == 400 and (any(word in kind for word in REFUSED) or TOO_LONG in _said(error)):
         return Problem(words, again=False)
     if status == 429 and any(word in kind for word in SPENT):
         return Problem(words, stops=_stop(words, endpoint, "there is no credit left: top up the account"))

@@ -72,7 +72,7 @@ def _size(picture: Picture) -> tuple[int, int]:
         try:
             with Image.open(picture.path) as image:  # reads the head alone
                 return image.size
-        except OSError:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return (0, 0)  # cannot be read: will not be sent
     return picture.size
 

@@ -6,6 +6,7 @@ the order is shuffled by the seed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Sequence
@@ -82,7 +83,10 @@ def export(
 def _page(tasks: Sequence[dict[str, object]]) -> str:
     # "<" never stands in the data, so that no answer can end the script it stands in.
     data = json.dumps(tasks, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", " ")
-    return _TEMPLATE.replace("@COLUMNS@", json.dumps(COLUMNS)).replace("@TASKS@", data)
+    # Labels that a browser kept are told apart by place: never those of another export in another order.
+    store = hashlib.sha256(json.dumps([task["key"] for task in tasks]).encode()).hexdigest()[:16]
+    page = _TEMPLATE.replace("@COLUMNS@", json.dumps(COLUMNS)).replace("@STORE@", store)
+    return page.replace("@TASKS@", data)
 
 
 _TEMPLATE = """<!doctype html>
@@ -108,7 +112,7 @@ The labels stay in this browser until they are saved.</p>
 <script>
 const columns = @COLUMNS@;
 const tasks = @TASKS@;
-const store = "labels:" + tasks.length + ":" + (tasks.length ? tasks[0].key[2] : "");
+const store = "labels:@STORE@";
 let said = {}, at = 0;
 const byId = (name) => document.getElementById(name);
 try {

@@ -67,7 +67,7 @@ def _mistakes(draft: Draft, raw: dict[str, Any]) -> ValidationError:
                 words = f"{'.'.join(map(str, path))}: {words}"
                 break
         error = PydanticCustomError("value_error", "{error}", {"error": words})
-        details.append(InitErrorDetails(type=error, loc=path, input=raw))
+        details.append(InitErrorDetails(type=error, loc=path, input=None))
     return ValidationError.from_exception_data("node", details)
 
 

@@ -234,6 +234,8 @@ def test_no_credit_is_not_waited_for():
     "refusal",
     [
         refused(400, "unsafe", "content_policy_violation"),
+        refused(400, "too long", "context_length_exceeded"),
+        refused(400, "This model's maximum context length is 4096 tokens, and 5000 were asked for."),
         as_json(
             {"choices": [{"finish_reason": "stop", "message": {"content": None, "refusal": "I will not"}}]}
         ),
@@ -371,6 +373,21 @@ def test_an_endpoint_without_keys_is_asked_without_one(monkeypatch):
     with serving(echo) as server:
         run_jobs(endpoint(server.url, key_env=None), asking("x"), ledger=Ledger())
         assert KEY not in str(server.requests[0].headers)
+
+
+def test_a_picture_that_pillow_will_not_read_fails_alone(tmp_path, monkeypatch):
+    file = tmp_path / "x.png"
+    Image.new("RGB", (40, 40)).save(file)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+
+    async def job(caller: Caller) -> str:
+        return (await caller.chat([Message("user", "x", (PictureFile(file),))], model="m", seed=None)).text
+
+    with serving(echo) as server:
+        failed, other = run_jobs(endpoint(server.url), [job, *asking("b")], ledger=Ledger())
+        assert len(server.requests) == 1
+    assert isinstance(failed, CallFailed) and "a picture cannot be read" in str(failed)
+    assert other == "re: b"
 
 
 def test_pictures_are_scaled_down_and_estimated(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -396,6 +397,18 @@ def test_no_answer_can_end_the_pages_script(run: StoredRun, tmp_path: Path) -> N
     assert json.loads(re.findall(r"const tasks = (.*);", page)[0])[0]["given"] == nasty.text
 
 
+def test_a_browser_never_mixes_the_labels_of_two_exports(run: StoredRun, tmp_path: Path) -> None:
+    pairs = distinct(run)[:3]
+    stores, orders = {}, {}
+    for seed in range(12):
+        export(pairs, tmp_path / str(seed), seed=seed)
+        page = (tmp_path / str(seed) / "label.html").read_text()
+        stores[seed] = re.findall(r'const store = "(.*)";', page)[0]
+        orders[seed] = tuple(t["key"][2] for t in json.loads(re.findall(r"const tasks = (.*);", page)[0]))
+    assert len(set(stores.values())) == len(set(orders.values())) > 3  # some have the same first answer
+    assert len(set(zip(stores.values(), orders.values(), strict=True))) == len(set(orders.values()))
+
+
 # Calibration
 
 
@@ -454,13 +467,21 @@ def test_a_score_is_corrected_by_its_judges_calibration(
     assert call(monkeypatch, *arguments) == 0
     out = capsys.readouterr().out
     assert "sensitivity" in out and "100 %" in out
+    assert "gapeval-lab score RUN --judge exact --calibration" in out
+    panel = "{use: panel, judges: [{use: exact}, {use: exact}]}"
+    other = ("judge", "calibrate", "--judge", panel, "--set", "rule=first", "--run", "last")
+    assert call(monkeypatch, *other, "--out", str(home / "panel.json")) == 0
+    (told,) = re.findall(r"use it with: gapeval-lab (.*)", capsys.readouterr().out)
+    assert call(monkeypatch, *(word.replace("RUN", "last") for word in shlex.split(told))) == 0
+    assert "Corrected by the calibration" in capsys.readouterr().out
+    for made in folder.glob("scores/*"):
+        made.unlink()
     known = Calibration.load(file)
     assert known.cells["generation"].whole and known.cells["understanding"].whole
     assert call(monkeypatch, "score", "last", "--judge", "exact", "--calibration", str(file)) == 0
     assert "Corrected by the calibration" in capsys.readouterr().out
     (written,) = (folder / "scores").iterdir()
     assert len(json.loads(written.read_text())["corrected"]) == 8
-    panel = "{use: panel, judges: [{use: exact}, {use: exact}]}"
     assert call(monkeypatch, "score", "last", "--judge", panel, "--calibration", str(file)) == 2
     assert "is of the judge 'exact' with other settings" in capsys.readouterr().err
     run = open_run(folder)

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from gapeval_lab.items import Item, Response, Verdict
-from gapeval_lab.labels import answer_hash, label_csv, read_labels
+from gapeval_lab.labels import Label, answer_hash, label_csv, read_labels
 
 
 class Human(BaseModel):
@@ -30,14 +30,19 @@ class Human(BaseModel):
     file: str = Field(min_length=1)
 
     @cached_property
-    def _said(self) -> dict[tuple[str, str, str], dict[str, bool]]:
-        """(item, direction, answer) -> who -> whether it is right.
+    def _labels(self) -> list[Label]:
+        """Every label, read once: what is said and what is told of it in `settings` are the same.
 
         Raises:
             UserError: the file is not there, or has rows that are wrong.
         """
+        return read_labels([Path(self.file).expanduser()])
+
+    @cached_property
+    def _said(self) -> dict[tuple[str, str, str], dict[str, bool]]:
+        """(item, direction, answer) -> who -> whether it is right."""
         found: dict[tuple[str, str, str], dict[str, bool]] = {}
-        for label in read_labels([Path(self.file).expanduser()]):
+        for label in self._labels:
             found.setdefault((label.item, label.direction, label.answer), {})[label.who] = label.correct
         return found
 
@@ -76,7 +81,7 @@ class Human(BaseModel):
 
     def settings(self) -> dict[str, Any]:
         """The labels' content."""
-        text = label_csv(read_labels([Path(self.file).expanduser()]))
+        text = label_csv(self._labels)
         return {"judge": "human", "version": 1, "labels": hashlib.sha256(text.encode()).hexdigest()}
 
     def _about(self, item: Item, response: Response) -> dict[str, bool]:
