@@ -93,7 +93,8 @@ def load_judge(given: str, overrides: Sequence[str] = ()) -> tuple[str, NestedNo
     for override in overrides:
         override_key(draft, f"judge.{override}")
     if draft.problems or not resolve_node(draft, "judge", "judges", draft.data, ()) or draft.problems:
-        raise draft.mistakes(f"--judge '{given}'")
+        # A node is not repeated: what is wrong in it may be a secret that has no place there.
+        raise draft.mistakes(f"--judge '{name}'" if name else "--judge")
     found = NestedNode(**draft.data["judge"])
     return name or found.use, found
 
@@ -104,7 +105,7 @@ def _given(given: str) -> tuple[str, dict[str, Any]]:
         document = parse(given, "--judge")
         if not isinstance(document.data, dict) or document.problems:
             reason = document.problems[0].message if document.problems else "it holds no mapping"
-            raise UserError(f"--judge: {given}: {reason}; write it as {{use: name, key: value}}")
+            raise UserError(f"--judge: {reason}; write it as {{use: name, key: value}}")
         return "", document.data
     try:
         path = find_file(given, folder="configs/judges", suffix=".yaml")

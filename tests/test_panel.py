@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from gapeval_lab.agreement import agreement, agreement_table
 from gapeval_lab.errors import UserError
@@ -13,6 +14,7 @@ from gapeval_lab.items import Direction, Item, Prompt, Response, Verdict
 from gapeval_lab.judges.panel import Panel, combined
 from gapeval_lab.nested import load_judge
 from gapeval_lab.recipe import resolve
+from gapeval_lab.yaml_file import parse
 
 RECIPE = """name: x
 about: y
@@ -135,6 +137,17 @@ def test_a_judge_on_the_command_line() -> None:
         with pytest.raises(UserError, match="--judge|--set") as caught:
             load_judge(given, overrides)
         assert words in str(caught.value)
+
+
+def test_no_message_repeats_what_may_be_a_secret() -> None:
+    llm = "{use: llm, model: m, base_url: 'http://me:hush@h/v1', key_env: sk-hush, api_key: hush}"
+    for given in (llm, f"{{use: panel, judges: [{llm}, {{use: exact}}]}}"):
+        with pytest.raises(UserError, match="base_url: should hold no user") as caught:
+            load_judge(given)
+        assert "hush" not in str(caught.value)
+    with pytest.raises(ValidationError) as raw:
+        Panel.model_validate({"judges": [parse(llm, "").data, {"use": "exact"}]})
+    assert "hush" not in str(raw.value)
 
 
 def test_a_config_of_a_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
