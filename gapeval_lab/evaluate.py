@@ -20,6 +20,8 @@ from gapeval_lab.items import Direction, Item, Prompt, Response, Verdict
 from gapeval_lab.response_store import ResponseStore as ResponseStore
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from gapeval_lab.delta import WeightDelta
 
 Progress = Callable[[int, int], None]
