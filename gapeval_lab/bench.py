@@ -25,9 +25,9 @@ from gapeval_lab.interfaces import (
     Weightless,
     side_of,
 )
-from gapeval_lab.items import Fact, Item, image_digest, items_digest
+from gapeval_lab.items import Direction, Fact, Item, image_digest, items_digest
 from gapeval_lab.lessons import lessons_of
-from gapeval_lab.protocols import needs_both
+from gapeval_lab.protocols import needed
 from gapeval_lab.recipe import FactsNode, LoadedRecipe, Node, Recipe
 from gapeval_lab.splits import of_split
 
@@ -129,17 +129,7 @@ def load_bench(loaded: LoadedRecipe) -> Bench:
     items = chosen_items(recipe, benchmark)
     stages = stages_of(recipe, benchmark)
     umm = recipe.build("model").load()
-    if recipe.evaluation.reasoning is not None and len(umm.directions) < 2:
-        raise UserError(
-            f"evaluation.reasoning: {umm.name} does not both tell and draw; set it to null, or take another "
-            "model"
-        )
-    for name, node in recipe.evaluation.protocols.items():
-        if needs_both(node) and len(umm.directions) < 2:
-            raise UserError(
-                f"evaluation.protocols.{name}: {umm.name} does not both tell and draw, as {node.use} needs; "
-                "take it out, or take another model"
-            )
+    _check_asking(recipe, umm)
     for stage in stages:
         _check(stage, umm)
     seconds = {"load": time.monotonic() - began}
@@ -149,6 +139,22 @@ def load_bench(loaded: LoadedRecipe) -> Bench:
 def weights_of(umm: UMM) -> str:
     """The model's weights as they are now, as a hash; what stands for them where they are out of reach."""
     return umm.identity() if isinstance(umm, Weightless) else fingerprint(umm.backbone().root)
+
+
+def _check_asking(recipe: Recipe, umm: UMM) -> None:
+    """Refuse ways of asking that need a direction which the model lacks."""
+    if recipe.evaluation.reasoning is not None and len(umm.directions) < 2:
+        raise UserError(
+            f"evaluation.reasoning: {umm.name} does not both tell and draw; set it to null, or take another "
+            "model"
+        )
+    for name, node in recipe.evaluation.protocols.items():
+        if lacking := needed(node) - umm.directions:
+            does = "draw" if Direction.GENERATION in lacking else "tell"
+            raise UserError(
+                f"evaluation.protocols.{name}: {umm.name} does not {does}, as {node.use} needs here; take it "
+                "out, or take another model"
+            )
 
 
 def _check(stage: Stage, umm: UMM) -> None:
@@ -165,7 +171,7 @@ def with_recipe(bench: Bench, loaded: LoadedRecipe) -> Bench:
 
     Raises:
         ValueError: the recipes name another model, benchmark or judge.
-        UserError: facts, items or interventions do not fit.
+        UserError: facts, items, interventions or ways of asking do not fit.
     """
     old, new = bench.loaded.recipe, loaded.recipe
     if (old.model, old.benchmark, old.judge) != (new.model, new.benchmark, new.judge):
@@ -173,6 +179,7 @@ def with_recipe(bench: Bench, loaded: LoadedRecipe) -> Bench:
     same = old.evaluation == new.evaluation
     items = bench.items if same else chosen_items(new, bench.benchmark)
     stages = stages_of(new, bench.benchmark)
+    _check_asking(new, bench.umm)
     for stage in stages:
         _check(stage, bench.umm)
     return replace(bench, loaded=loaded, items=items, stages=stages, seconds={})

@@ -16,7 +16,7 @@ from gapeval_lab.cli_judge import judge_app, labels_app, score
 from gapeval_lab.cli_model import app as model_app
 from gapeval_lab.cli_respond import EngineOption, Processes, respond
 from gapeval_lab.cli_search import search
-from gapeval_lab.errors import SafetyError, UserError
+from gapeval_lab.errors import PromptsFailed, SafetyError, UserError
 
 if TYPE_CHECKING:
     from gapeval_lab.outcome import Outcome
@@ -310,12 +310,15 @@ app.command()(respond)
 
 
 def main() -> None:
-    """Entry point: mistakes of the user's are one message and exit code 2."""
+    """Entry point: what goes wrong in known ways is one message and an exit code; see errors.py."""
     try:
         app(standalone_mode=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except PromptsFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     except SafetyError as error:
         print(f"stopped: {error}", file=sys.stderr)
         raise SystemExit(3) from None

@@ -15,6 +15,10 @@ class UserError(Exception):
     """
 
 
+class PromptsFailed(RuntimeError):
+    """A model could not answer: too many of its prompts failed. One message, exit code 1."""
+
+
 class SafetyError(Exception):
     """A promise of the laboratory was broken (weights not restored, say): the run stops at once."""
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from gapeval_lab.errors import EndedMidway, UserError
+from gapeval_lab.errors import EndedMidway, PromptsFailed, UserError
 from gapeval_lab.interfaces import UMM, Judge
 from gapeval_lab.items import Direction, Item, Prompt, Response, Verdict
 from gapeval_lab.response_store import ResponseStore as ResponseStore
@@ -29,10 +29,6 @@ Progress = Callable[[int, int], None]
 
 MAX_ERRORS = 0.1  # share of prompts that may fail before the run does
 Key = tuple[str, Direction]
-
-
-class PromptsFailed(RuntimeError):
-    """A model could not answer: more than `MAX_ERRORS` of its prompts failed."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +308,7 @@ def _check_errors(responses: dict[Key, Response], total: int) -> None:
         first = failed[0]
         raise PromptsFailed(
             f"{len(failed)} of {total} prompts failed; first {first.item_id}, {first.direction}: "
-            f"{first.error}"
+            f"{first.error}; mend the cause and give the same command again"
         )
 
 

@@ -217,6 +217,14 @@ def pictures_in(folder: Path) -> list[Path]:
     )
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file is there; no for what can be no file's name, such as a picture's own bytes as text."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def picture_flaw(path: Path) -> str:
     """What is wrong with a picture's file; nothing for a sound one."""
     try:
@@ -369,4 +377,4 @@ def _named(folder: Path, value: Any) -> Path | None:
     if not isinstance(name, str) or not name.strip():
         return None
     places = (folder / name, folder.parent / name)
-    return next((path for path in places if path.is_file()), None)
+    return next((path for path in places if is_there(path)), None)

@@ -32,8 +32,8 @@ def png_bytes(image: Image.Image) -> bytes:
 
 
 def image_digest(image: Image.Image) -> str:
-    """SHA-256 over mode, size and pixels (not over an encoding of them)."""
-    head = f"{image.mode}:{image.size}:".encode()
+    """SHA-256 over mode, size, palette if it has one, and pixels (not over an encoding of them)."""
+    head = f"{image.mode}:{image.size}:".encode() + bytes(image.getpalette("RGBA") or ())
     return hashlib.sha256(head + image.tobytes()).hexdigest()
 
 
@@ -152,6 +152,7 @@ class Item:
             self.accepted,
             self.target,
             self.choices,
+            [picture_digest(picture) for picture in self.references],
         )
         text = json.dumps(parts, sort_keys=True, default=dict)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -142,7 +142,8 @@ class ProtocolResult(Record):
     Attributes:
         name: the recipe's; use: which kind.
         k: samples.
-        n: items scored in every sample of every state, directly too; unscored: the rest.
+        n: items scored in every sample of every state, directly too, on both sides, or on one of them
+            where none is scored on both; unscored: the rest.
         shift: after minus before, paired.
     """
 

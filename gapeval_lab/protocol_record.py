@@ -113,7 +113,7 @@ def _row(
     key = (item.id, direction)
     found = [one.verdicts.get(key) for one in by.samples]
     several = len(by.samples) > 1
-    if not several and key not in by.asked:
+    if key not in (by.samples[0].responses if several else by.asked):  # several: the model has one direction
         return None
     response = None if several else by.samples[0].responses.get(key)
     if response is direct.responses.get(key):

@@ -72,7 +72,8 @@ class Think(Strict):
     """The model reasons in text first (chain of thought), then answers or draws with its thought at hand.
 
     Attributes:
-        directions: where; the other one stays as it is asked directly.
+        directions: where; the other one stays as it is asked directly. Of a model that only tells:
+            understanding alone.
         think: what is asked first: {task} is the item's text in the direction at hand.
         answer: the final prompt: {thought} is what the model wrote.
     """

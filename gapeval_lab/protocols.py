@@ -57,9 +57,15 @@ class _Way:
     respond: Respond
 
 
-def needs_both(node: ProtocolNode) -> bool:
-    """Whether a model must both tell and draw for it."""
-    return not isinstance(node, Samples)
+def needed(node: ProtocolNode) -> frozenset[Direction]:
+    """What a model must be able to do for it; samples are of whatever it can."""
+    match node:
+        case Samples():
+            return frozenset()
+        case Think():
+            return frozenset({UND, *map(Direction, node.directions)})
+        case _:
+            return frozenset(Direction)
 
 
 def ask_by(
@@ -182,7 +188,10 @@ def _self_judged(node: SelfJudged, way: _Way) -> ByProtocol:
 
 
 def _own_verdict(node: SelfJudged, item_id: str, direction: Direction, reply: Response | None) -> Verdict:
-    said = " ".join((reply.text or "").split()) if reply else ""
+    if reply is None or reply.error is not None:
+        why = "there was nothing to ask about" if reply is None else str(reply.error)
+        return Verdict(item_id, direction, None, f"not asked or not answered: {why}")
+    said = " ".join((reply.text or "").split())
     for word, correct in ((node.yes, True), (node.no, False)):
         if re.match(rf"\W*{re.escape(word.strip())}(?!\w)", said, re.IGNORECASE):
             return Verdict(item_id, direction, correct, f"says: {said}")

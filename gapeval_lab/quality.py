@@ -153,7 +153,10 @@ def kept(items: Sequence[Item], side: Side, before: Evaluation, after: Evaluatio
 
 
 def _pixel_distance(facts: Sequence[Fact], before: ProbeState, after: ProbeState) -> float | None:
-    """Mean absolute difference of the neighbours' pictures, as a share of the full range."""
+    """Mean absolute difference of the neighbours' pictures, as a share of the full range.
+
+    Where the two sizes differ, the later picture is first brought to the size of the earlier one.
+    """
     distances = []
     for fact in facts:
         for item in fact.neighbours:
@@ -161,10 +164,10 @@ def _pixel_distance(facts: Sequence[Fact], before: ProbeState, after: ProbeState
             one, two = before.evaluation.responses.get(key), after.evaluation.responses.get(key)
             if one is None or two is None or one.picture is None or two.picture is None:
                 continue
-            first, second = (np.asarray(opened(one), dtype=float) for one in (one.picture, two.picture))
-            if first.shape != second.shape:
-                continue
-            distances.append(float(np.abs(first - second).mean() / 255))
+            was, now = (opened(picture).convert("RGB") for picture in (one.picture, two.picture))
+            now = now if now.size == was.size else now.resize(was.size)
+            difference = np.abs(np.asarray(was, dtype=float) - np.asarray(now, dtype=float))
+            distances.append(float(difference.mean() / 255))
     return float(np.mean(distances)) if distances else None
 
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from gapeval_lab.bench import Bench, hash_of_facts, with_recipe
 from gapeval_lab.delta import fingerprint
-from gapeval_lab.errors import SafetyError, UserError
-from gapeval_lab.evaluate import PromptsFailed, ResponseStore, store_key
+from gapeval_lab.errors import PromptsFailed, SafetyError, UserError
+from gapeval_lab.evaluate import ResponseStore, store_key
 from gapeval_lab.measuring import Measured, measure
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.recipe import LoadedRecipe

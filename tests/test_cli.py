@@ -47,6 +47,21 @@ def test_quick_commands_import_nothing_heavy(arguments: list[str]) -> None:
     assert done.stderr == ""
 
 
+def test_a_model_that_cannot_answer_is_one_message(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gapeval_lab.models.janus import Janus
+    from gapeval_lab.testing import ScriptedUMM
+
+    def broken(prompt: object, seed: int) -> str:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(Janus, "load", lambda self: ScriptedUMM(broken))
+    assert call(monkeypatch, "eval", "-r", "baseline", "--limit", "2", *OFF) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("failed: 2 of 2 prompts failed; first ") and "RuntimeError: no room" in said
+
+
 def test_ls_names_the_shipped_recipes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -286,3 +286,9 @@ def test_bad_weights_are_one_message(folders: dict[str, Path], tmp_path: Path) -
     (broken / "text_encoder" / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.weights: .*cannot be read"):
         load(broken)
+
+
+def test_weights_have_the_dtype_asked_for(folders: dict[str, Path]) -> None:
+    umm = load(folders["drawing"], dtype="bfloat16")
+    assert {value.dtype for value in umm.root.parameters()} == {torch.bfloat16}
+    assert umm.draw([Prompt("red")], seeds=[1])[0].mode == "RGB"

@@ -72,7 +72,8 @@ def greedy(checkpoint: Path) -> LoadedEmu3:
 
 @pytest.fixture(scope="session")
 def sampling(checkpoint: Path) -> LoadedEmu3:
-    return load(checkpoint, temperature=1.0, top_k=20, guidance=2.0, negative_prompt="a blue thing", batch=3)
+    drawing = {"temperature": 1.0, "top_k": 20, "guidance": 2.0, "negative_prompt": "a blue thing"}
+    return load(checkpoint, answer_temperature=0.7, batch=3, **drawing)
 
 
 @pytest.fixture(autouse=True)
@@ -581,10 +582,18 @@ def test_what_is_saved_is_loaded(greedy: LoadedEmu3, tmp_path: Path) -> None:
     assert again.settings() == greedy.settings()
 
 
+def test_answers_are_drawn_where_a_temperature_is_set(greedy: LoadedEmu3, sampling: LoadedEmu3) -> None:
+    prompts = [Prompt("the colour of the thing ?")] * 6
+    assert len(set(sampling.answer(prompts, seeds=range(6)))) > 1
+    assert len(set(greedy.answer(prompts, seeds=range(6)))) == 1
+    assert "answer_temperature" not in greedy.settings(), "stored answers of the default stay found"
+
+
 def test_settings_hold_what_answers_depend_on(checkpoint: Path, greedy: LoadedEmu3) -> None:
     assert load(checkpoint, batch=1).settings() == greedy.settings()
     changes: list[dict[str, Any]] = [
         {"temperature": 0.5},
+        {"answer_temperature": 0.5},
         {"temperature": 0.5, "top_k": 3},
         {"guidance": 3.0},
         {"guidance": 3.0, "negative_prompt": "blue"},

@@ -14,7 +14,7 @@ from gapeval_lab.evaluate import (
     select,
     store_key,
 )
-from gapeval_lab.items import Direction, Item, Prompt
+from gapeval_lab.items import Direction, Item, Prompt, image_digest
 from gapeval_lab.testing import ScriptedJudge, ScriptedUMM
 
 ALL_RIGHT = ScriptedJudge(lambda item, response: True)
@@ -128,6 +128,35 @@ def test_a_torn_last_line_and_a_lost_picture_are_asked_again(tmp_path: Path) -> 
     assert sum(umm.calls.values()) == 0
 
 
+def test_processes_share_a_store_and_lose_nothing(tmp_path: Path) -> None:
+    first, second = make_items(4, "a"), make_items(4, "b")
+    file = tmp_path / "responses.jsonl"
+    evaluate(ScriptedUMM(tell), first, judge=ALL_RIGHT, seed=0, store=ResponseStore(tmp_path))
+    line = file.read_bytes().strip().split(b"\n")[-1]
+    file.write_bytes(file.read_bytes().replace(line, b""))
+    with file.open("ab", buffering=0) as other:  # a process that is just writing
+        other.write(line[:20])
+        store = ResponseStore(tmp_path)
+        other.write(line[20:] + b"\n")
+    evaluate(ScriptedUMM(tell), second, judge=ALL_RIGHT, seed=0, store=store)
+    umm = ScriptedUMM(tell)
+    evaluate(umm, [*first, *second], judge=ALL_RIGHT, seed=0, store=ResponseStore(tmp_path))
+    assert sum(umm.calls.values()) == 0
+    spoilt = file.read_bytes().replace(b'"key"', b'"ke{"key"', 1)  # two that wrote into each other
+    file.write_bytes(spoilt)
+    evaluate(umm, [*first, *second], judge=ALL_RIGHT, seed=0, store=ResponseStore(tmp_path))
+    assert sum(umm.calls.values()) == 1
+
+
+def test_an_items_content_covers_its_references() -> None:
+    """Judges look at them: verdicts, labels and data hashes of a changed one must not be the old ones."""
+    items = [
+        Item("i", "c", "s", Prompt("t"), Prompt("d"), ("x",), references=references)
+        for references in ((), (paint(Prompt(""), 1),), (paint(Prompt(""), 2),))
+    ]
+    assert len({item.digest for item in items}) == 3
+
+
 def test_the_store_key_depends_on_weights_settings_and_seed() -> None:
     umm = ScriptedUMM(tell)
     key = store_key(umm, weights="a", seed=0)
@@ -214,3 +243,12 @@ def test_categories_and_limits() -> None:
     assert Counter(item.category for item in few) == {"a": 2, "b": 2}
     with pytest.raises(UserError, match="'z' is unknown; choose from a, b"):
         select(items, categories=["z"], number=None, limit=None)
+
+
+def test_a_palette_belongs_to_a_pictures_content() -> None:
+    """The same indices in other colours are another picture, and models see its colours."""
+    pictures = [Image.new("P", (2, 2), 1) for _ in range(2)]
+    for picture, colour in zip(pictures, ((255, 0, 0), (0, 0, 255)), strict=True):
+        picture.putpalette([0, 0, 0, *colour])
+    assert image_digest(pictures[0]) != image_digest(pictures[1])
+    assert image_digest(pictures[0]) == image_digest(pictures[0].copy())

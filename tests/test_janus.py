@@ -2,8 +2,9 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -20,6 +21,7 @@ from gapeval_lab.items import Direction, Example, Prompt
 from gapeval_lab.models.decode import Stepper, continue_text, pieces
 from gapeval_lab.models.janus import Janus
 from gapeval_lab.models.janus_decode import draw_codes
+from gapeval_lab.models.janus_layout import Layout
 from gapeval_lab.models.janus_model import LoadedJanus
 from gapeval_lab.models.sequences import Asked
 from gapeval_lab.models.tiny import JanusShape, build_janus
@@ -53,7 +55,13 @@ def greedy(checkpoint: Path) -> LoadedJanus:
 @pytest.fixture(scope="session")
 def sampling(checkpoint: Path) -> LoadedJanus:
     settings = Janus(
-        weights=str(checkpoint), device="cpu", max_new_tokens=8, temperature=1.0, guidance=2.0, batch=3
+        weights=str(checkpoint),
+        device="cpu",
+        max_new_tokens=8,
+        temperature=1.0,
+        answer_temperature=0.7,
+        guidance=2.0,
+        batch=3,
     )
     return settings.load()
 
@@ -199,6 +207,15 @@ def test_an_answer_ends_at_eos_and_holds_no_special_tokens(greedy: LoadedJanus) 
     assert tokenizer.eos_token_id in greedy.layout.stop_ids
 
 
+@pytest.mark.parametrize("stops", [7, [7], None])
+def test_answers_end_where_the_checkpoint_says_too(
+    greedy: LoadedJanus, stops: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(greedy.model.generation_config, "eos_token_id", stops)
+    found = Layout(greedy.model, greedy.processor).stop_ids
+    assert found == {greedy.processor.tokenizer.eos_token_id} | ({7} if stops else set())
+
+
 def test_seeds_decide_samples_and_nothing_else_does(sampling: LoadedJanus) -> None:
     prompt, other = Prompt("a red square"), Prompt("the ring", (noise_picture(0),))
     one, two, again = drawn(sampling, [prompt, prompt, prompt], [1, 2, 1])
@@ -246,6 +263,58 @@ def test_samples_follow_the_distribution() -> None:
         assert bool(
             ((shares - expected).abs() < 5 * (expected * (1 - expected) / codes.numel()).sqrt()).all()
         )
+
+
+class _Told:
+    """A trunk, head and table of embeddings in one: what it says next depends on the last token alone."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.lm_head, self.fed = torch.nn.Identity(), 0
+        self._logits = logits
+
+    def __call__(self, embeddings: torch.Tensor) -> torch.Tensor:
+        self.fed += len(embeddings)
+        return self._logits[embeddings[:, -1]]
+
+    def get_input_embeddings(self) -> Any:
+        return lambda tokens: tokens
+
+    def keep(self, rows: torch.Tensor) -> None:
+        pass
+
+
+def _told(logits: torch.Tensor, seeds: Sequence[int], temperature: float, limit: int = 12) -> Any:
+    fake = _Told(logits)
+    start = torch.zeros(len(seeds), 1, dtype=torch.long)
+    how: dict[str, Any] = {"stops": {3}, "limit": limit, "seeds": seeds, "temperature": temperature}
+    return continue_text(fake, start, model=fake, **how), fake.fed  # type: ignore[arg-type]
+
+
+def test_drawn_answers_are_their_seeds_own_whatever_leaves_the_batch() -> None:
+    logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    seeds = list(range(40))
+    together, fed = _told(logits, seeds, 1.0)
+    assert together == [_told(logits, [seed], 1.0)[0][0] for seed in seeds]
+    assert len({len(answer) for answer in together}) > 4 and fed < 40 * 12, "rows ended and left"
+    assert together != _told(logits, seeds[::-1], 1.0)[0]
+    assert len({tuple(answer) for answer in _told(logits, seeds, 0.0)[0]}) == 1
+
+
+def test_drawn_answers_follow_the_distribution() -> None:
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0]).expand(4, 4)
+    for temperature in (1.0, 0.5):
+        answers, _ = _told(logits, range(4000), temperature, limit=1)
+        shares = torch.bincount(torch.tensor([(*answer, 3)[0] for answer in answers]), minlength=4) / 4000
+        expected = (logits[0] / temperature).softmax(-1)
+        assert bool(((shares - expected).abs() < 5 * (expected * (1 - expected) / 4000).sqrt()).all())
+
+
+def test_answers_are_drawn_where_a_temperature_is_set(greedy: LoadedJanus, sampling: LoadedJanus) -> None:
+    prompts = [Prompt("the colour of the thing ?")] * 6
+    assert len(set(sampling.answer(prompts, seeds=range(6)))) > 1
+    assert sampling.answer(prompts[:1], seeds=[4]) == sampling.answer(prompts[:1], seeds=[4])
+    assert len(set(greedy.answer(prompts, seeds=range(6)))) == 1
+    assert "answer_temperature" not in greedy.settings(), "stored answers of the default stay found"
 
 
 def test_a_slightly_changed_model_draws_almost_the_same() -> None:
@@ -427,6 +496,7 @@ def test_settings_hold_what_answers_depend_on(checkpoint: Path, greedy: LoadedJa
     assert other.settings() | {"layout": ""} == greedy.settings() | {"layout": ""}
     for field, value in (
         ("temperature", 0.5),
+        ("answer_temperature", 0.5),
         ("guidance", 3.0),
         ("max_new_tokens", 9),
         ("dtype", "bfloat16"),
@@ -559,6 +629,7 @@ def test_a_device_that_is_not_there(checkpoint: Path) -> None:
         {"dtype": "int8"},
         {"device": "tpu"},
         {"temperature": -1},
+        {"answer_temperature": -1},
         {"guidance": 0.5},
         {"batch": 0},
     ],

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from contract_umm import noise_picture
 from test_janus import SHAPE, WORDS
 from tiny_vlm import save_tiny
@@ -154,6 +155,24 @@ def test_attention_that_is_not_installed(folders: dict[str, str]) -> None:
         pytest.skip("flash attention is installed")
     with pytest.raises(UserError, match=r"^model\.attention: 'flash_attention_2' cannot be had here"):
         settings(folders, "vlm", attention="flash_attention_2").load()
+
+
+def test_a_family_without_the_default_attention(
+    folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers.LlavaForConditionalGeneration, "_supports_sdpa", False)
+    with pytest.raises(UserError, match=r"^model.attention: .sdpa. is not in this .* set it to eager$"):
+        settings(folders, "vlm").load()
+    assert settings(folders, "vlm", attention="eager").load().answer(PROMPTS[:1], seeds=[0])
+
+
+def test_a_processor_that_needs_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*args: Any, **more: Any) -> Any:
+        raise ImportError("\nSome requires the Torchvision library\nbut it was not found")
+
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lacking)
+    with pytest.raises(UserError, match=r"model\.weights.*a package .*Torchvision library but .*install it"):
+        loading.load_processor(Path("x"), "mine")
 
 
 def test_masks_for_flash_attention_say_the_same(

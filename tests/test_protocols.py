@@ -290,7 +290,74 @@ def test_a_model_with_one_direction_is_refused_before_anything(monkeypatch: pyte
     umm.directions = frozenset({Direction.UNDERSTANDING})
     monkeypatch.setattr(Janus, "load", lambda self: umm)
     loaded = load("baseline", ["evaluation.protocols={p: {use: think}}", "evaluation.limit=2"])
-    with pytest.raises(UserError, match=r"^evaluation.protocols.p: .* does not both tell and draw, as think"):
+    with pytest.raises(UserError, match=r"^evaluation.protocols.p: .* does not draw, as think needs here"):
         module.load_bench(loaded)
-    fine = load("baseline", ["evaluation.protocols={p: {use: samples}}", "evaluation.limit=2"])
-    assert module.load_bench(fine).umm is umm
+    for enough in ("{use: samples}", "{use: think, directions: [understanding]}"):
+        fine = load("baseline", [f"evaluation.protocols={{p: {enough}}}", "evaluation.limit=2"])
+        parts = module.load_bench(fine)
+        assert parts.umm is umm
+        with pytest.raises(UserError, match=r"^evaluation.protocols.p: .* does not draw"):
+            module.with_recipe(parts, loaded)
+    umm.directions = frozenset({Direction.GENERATION})
+    drawn = load("baseline", ["evaluation.protocols={p: {use: think, directions: [generation]}}"])
+    with pytest.raises(UserError, match=r"^evaluation.protocols.p: .* does not tell, as think needs here"):
+        module.load_bench(drawn)
+
+
+def test_a_run_of_a_model_that_only_tells(tmp_path: Path) -> None:
+    umm = scripted_umm()
+    umm.directions = frozenset({Direction.UNDERSTANDING})
+    thought = {"use": "think", "directions": ["understanding"], "answer": "{task} {thought}"}
+    parts = with_protocols(bench(umm), {"thought": thought, "twice": {"use": "samples", "k": 2}})
+    parts = replace(parts, judge=ScriptedJudge(judge_blue))
+    outcome = go(tmp_path, parts)
+    thought_of, twice = outcome.protocols
+    for found in (thought_of, twice):
+        assert (found.n, found.unscored, found.before.generation, found.before.gap) == (8, 0, None, None)
+        assert found.before.understanding is not None and set(found.shift) == {"understanding"}
+    assert set(twice.before.passed) == {"understanding"}
+    assert {row.direction for row in outcome.protocol_rows} == {"understanding"}
+    assert "twice, pass@2" in rendered(outcome)
+
+
+def test_what_fails_on_the_way_is_that_items_own() -> None:
+    """Failed answers are asked directly, or not judged; why stands in the reason."""
+    items = [replace(ITEMS[0], id=f"i{n}", understand=Prompt(f"tell {n}")) for n in range(40)]
+
+    def tell(prompt: Prompt) -> str:
+        if prompt.text.split("\n")[0] in ("tell 3", "judge tell 7"):
+            raise RuntimeError("no room")
+        return "yes"
+
+    model = Asked(tell, lambda p: BLUE)
+    how: dict[str, Any] = {"judge": ScriptedJudge(lambda i, r: None if r.error else True), "seed": 5}
+    direct = evaluate(model.umm, items, **how)
+    assert direct.responses["i3", UND].error is not None
+    own = {"use": "self_judged", "told": "judge {question}\n{answer}"}
+    by = ask_by({"a": node({"use": "tell_then_draw"}), "b": node(own)}, model.umm, direct, **how)
+    assert by["a"].alone == {("i3", GEN)}
+    assert by["a"].samples[0].responses["i3", GEN] is direct.responses["i3", GEN]
+    verdicts = by["b"].samples[0].verdicts
+    reasons = {n: verdicts[f"i{n}", UND].reason for n in (3, 7)}
+    assert [verdicts[f"i{n}", UND].correct for n in (3, 7, 8)] == [None, None, True]
+    assert "nothing to ask about" in reasons[3] and "RuntimeError: no room" in reasons[7]
+
+
+def test_items_that_are_scored_on_one_side_have_their_numbers(tmp_path: Path) -> None:
+    """As in RealUnify, whose stepwise answers these protocols ask for."""
+    umm = scripted_umm()
+    umm._draw = lambda prompt, seed: picture(BLUE if "in words" in prompt.text else RED)
+
+    def one_side(item: Item, response: Response) -> bool | None:
+        scored = GEN if item.category == "a" else UND
+        return judge_blue(item, response) if response.direction is scored else None
+
+    parts = with_protocols(bench(umm), {"told_first": {"use": "tell_then_draw"}})
+    parts.stages = []
+    outcome = go(tmp_path, replace(parts, judge=ScriptedJudge(one_side)))
+    (found,) = outcome.protocols
+    assert (found.n, found.unscored, found.before.gap) == (8, 0, None)
+    assert found.before.generation is not None and found.before.generation.value == 1.0
+    assert found.before.over_direct["generation"].value == 1.0
+    assert found.before.understanding is not None and found.before.understanding.value == 0.0
+    assert "told_first" in rendered(outcome)

@@ -90,6 +90,15 @@ def test_every_measure_is_what_one_counts() -> None:
     assert quality.generalisation["text"].n == 6
 
 
+def test_pictures_of_another_size_are_compared_at_the_first_ones() -> None:
+    before, after = state({}), state({})
+    for name, size, level in (("one.neighbours.0", (4, 6), 255), ("two.neighbours.1", (1, 1), 51)):
+        picture = Image.new("RGB", size, (level,) * 3)
+        after.evaluation.responses[name, IMAGE] = Response(name, IMAGE, picture=picture)
+    quality = edit_quality(FACTS, before, after, edited="text", seed=0)
+    assert quality.locality_pixel_distance == pytest.approx((1 + 0.2) / 4)
+
+
 def test_an_edit_that_did_nothing_has_no_transfer_ratio() -> None:
     quality = edit_quality(FACTS, state({}), state({}), edited="text", seed=0)
     assert quality.transfer_ratio is None

@@ -111,6 +111,7 @@ def test_everything_missing_is_in_one_message(root: Path) -> None:
     made["GEU_direct"][2]["answer"] = "E"
     del made["GEU_direct"][3]["image_path"]
     made["GEU_direct"][4]["image_path"] = "images/none.png"
+    made["GEU_direct"][8]["image_path"] = "iVBORw0KGgo" * 1000  # the picture itself, where its name should be
     (root / "images" / "5.png").write_bytes(b"no picture")
     made["GEU_step"][6]["task_type"] = "other"
     made["GEU_direct"][7]["evaluation_prompt"] = 7
@@ -129,11 +130,12 @@ def test_everything_missing_is_in_one_message(root: Path) -> None:
         "GEU_direct.json, entry 5: the picture ",
         "GEU_direct.json, entry 6: task_type 'mental_tracking' here, 'other' in GEU_step.json",
         "GEU_direct.json, entry 7: lacks evaluation_prompt",
+        "GEU_direct.json, entry 8: the picture iVBORw0KGgo",
     ):
         assert line in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 12
+    assert len(str(caught.value).splitlines()) == 13
     sound = RealUnify(root=str(root), flawed="skip").items()
-    assert [item.id for item in sound] == ["UEG_4", "UEG_5", "UEG_6", "UEG_7", "UEG_8", "GEU_0", "GEU_8"]
+    assert [item.id for item in sound] == ["UEG_4", "UEG_5", "UEG_6", "UEG_7", "UEG_8", "GEU_0"]
 
 
 @pytest.mark.parametrize(

@@ -77,10 +77,31 @@ def test_items_that_lack_a_verdict_anywhere_are_left_out() -> None:
     drawn_only = Sampled({"one": [one]}, sides=("generation",), seed=0, replicates=10)
     assert drawn_only.n == 6 and drawn_only.of("one", "gap") is None
     assert drawn_only.of("one", "understanding") is None and drawn_only.of("one", "generation") is not None
-    nothing = Sampled({"one": [one[:1]]}, sides=SIDES, seed=0, replicates=10)
+    unscored = one[0]._replace(generation=None)
+    nothing = Sampled({"one": [[unscored]]}, sides=SIDES, seed=0, replicates=10)
     assert nothing.of("one", "gap") is None and nothing.passed("one", "generation") is None
     with pytest.raises(ValueError, match="the same items"):
         Sampled({"one": [one], "other": [other[:-1]]}, sides=SIDES, seed=0, replicates=10)
+
+
+def test_items_of_one_side_each_have_accuracies_and_no_gap() -> None:
+    """As in RealUnify, where protocols are what is asked for: no item is scored in both directions."""
+    one = [ItemVerdict("told", bool(n % 2), None) for n in range(8)]
+    one += [ItemVerdict("drawn", None, n < 2) for n in range(8)]
+    two = list(one)
+    two[0], two[1] = two[0]._replace(understanding=True), two[1]._replace(understanding=None)
+    found = Sampled({"one": [one], "two": [two]}, sides=SIDES, seed=0, replicates=200)
+    assert (found.n, found.unscored) == (15, 1)
+    told, drawn = found.of("one", "understanding"), found.of("one", "generation")
+    assert told is not None and told.value == pytest.approx(3 / 7) and told.low < told.value < told.high
+    assert drawn is not None and drawn.value == pytest.approx(2 / 8)
+    moved, passed = found.minus("two", "one", "understanding"), found.passed("two", "understanding")
+    assert moved is not None and moved.value == pytest.approx(1 / 7)
+    assert passed is not None and passed.value == pytest.approx(4 / 7)
+    assert found.of("one", "gap") is None and found.minus("two", "one", "gap") is None
+    beside = Sampled({"one": [[*one, ItemVerdict("both", True, False)]]}, sides=SIDES, seed=0, replicates=20)
+    both = beside.of("one", "understanding")
+    assert both is not None and (both.value, beside.n) == (1.0, 1), "of the two-sided alone, as in the report"
 
 
 def test_the_interval_of_a_mean_over_samples_covers_it() -> None:

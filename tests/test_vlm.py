@@ -10,6 +10,7 @@ import tiny_vlm
 import torch
 import transformers
 from contract_umm import TrainableUMMContract, noise_picture
+from pydantic import ValidationError
 from tiny_vlm import FAMILIES, save_tiny
 from transformers import AutoModelForImageTextToText
 
@@ -224,6 +225,13 @@ def test_sites_that_are_not_there(llava: Path, template: str, layers: int, missi
     with pytest.raises(UserError) as caught:
         Vlm.model_validate({"weights": str(llava), "device": "cpu", "sites": table}).load()
     assert f"model.sites.templates.block: the model has no module '{missing}'" in str(caught.value)
+    assert "'gapeval-lab model modules'" in str(caught.value), "which reads no sites, and so can be run"
+
+
+@pytest.mark.parametrize("template", ["", "layers.{layer}.mlp", "layers.{}.{}", "layers.{0}", "layers.{"])
+def test_templates_have_one_place_for_the_layer(template: str) -> None:
+    with pytest.raises(ValidationError, match="templates.mlp_down"):
+        Vlm.model_validate({"weights": "x", "sites": {"templates": {"mlp_down": template}, "layers": 1}})
 
 
 def test_a_naming_that_is_not_known(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:

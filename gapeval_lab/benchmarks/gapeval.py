@@ -150,7 +150,6 @@ def to_item(published: Published, table: CategoryMapping) -> Item | tuple[str, t
         flaws += (f"category: '{named}' has no row in {table.source}; add it there",)
     if row is None or flaws:
         return published.id, flaws
-    pictures = {"problem": published.shown, "reference": published.expected}
     target: dict[str, Any] = {
         "kind": kind.name,
         "category": category,
@@ -159,8 +158,6 @@ def to_item(published: Published, table: CategoryMapping) -> Item | tuple[str, t
         "problem": published.problem,
         "task": published.generate,
         "reference": published.reference,
-        # Verdicts depend on these files; the hash of an item holds its target, not its references.
-        "pictures": {name: picture and picture.digest for name, picture in pictures.items()},
     }
     if kind is COUNTING:
         target["counting"] = json.loads(published.reference)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.files import write_bytes
-from gapeval_lab.gapeval_layout import Published, published
+from gapeval_lab.gapeval_layout import Published, is_there, published
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "category": ("category",),
@@ -114,9 +114,9 @@ def _picture(
             continue
         data, path = value.get("bytes"), value.get("path")
         if data is None and path:
-            file = next((one for one in (base / path, Path(path)) if one.is_file()), None)
+            file = next((one for one in (base / path, Path(path)) if is_there(one)), None)
             if file is None:
-                flaws.append(f"{name}: the picture {path} is not there")
+                flaws.append(f"{name}: the picture {str(path)[:100]} is not there")
                 return None
             return file
         if data is not None:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gapeval_lab.benchmarks.options import options_in
 from gapeval_lab.errors import UserError
-from gapeval_lab.gapeval_layout import picture_flaw
+from gapeval_lab.gapeval_layout import is_there, picture_flaw
 from gapeval_lab.interfaces import Lesson
 from gapeval_lab.items import Item, PictureFile, Prompt, items_digest
 
@@ -189,8 +189,8 @@ def _geu(
     if not isinstance(name, str):
         return f"lacks a picture ({', '.join(PICTURE_KEYS)})"
     file = root / name
-    if not file.is_file():
-        return f"the picture {name} is not there"
+    if not is_there(file):
+        return f"the picture {name[:100]} is not there"
     if flaw := picture_flaw(file):
         return flaw
     answer = direct["answer"].strip()

@@ -2,7 +2,8 @@
 
 A state is one or more samples; a sample holds a verdict per item and direction. All numbers are of the
 items that are scored in every sample of every state, so that differences are paired; items are resampled
-within their category, with all that was measured of them together.
+within their category, with all that was measured of them together. Where no item is scored on both sides
+(as in RealUnify), each accuracy is of the items that are scored on its side, and there is no gap.
 
     accuracy    mean over samples of the share that is right, mean over categories
     gap         mean over samples of the Gap Score, mean over categories
@@ -33,7 +34,7 @@ class Sampled:
     """States measured on the same items, ready to be compared.
 
     Attributes:
-        n: items scored everywhere; unscored: the rest.
+        n: items that count; unscored: the rest.
     """
 
     def __init__(
@@ -59,19 +60,27 @@ class Sampled:
             [[[_code(getattr(item, side)) for side in self._sides] for item in one] for one in everything]
         ).reshape(len(everything), len(categories[0]), len(self._sides))
         table = table.transpose(1, 0, 2)
-        scored = (table >= 0).all(axis=(1, 2))
-        self.n, self.unscored = int(scored.sum()), int((~scored).sum())
+        scored = np.asarray((table >= 0).all(axis=1))  # (items, sides)
+        whole = scored.all(axis=1)
+        # As in the report of a state: what is scored on one side counts where nothing is scored on both.
+        chosen = {self._sides: whole}
+        if not whole.any():
+            chosen = {(side,): scored[:, place] for place, side in enumerate(self._sides)}
+        counted = np.stack(list(chosen.values())).any(axis=0)
+        self.n, self.unscored = int(counted.sum()), int((~counted).sum())
         ends = np.cumsum([0, *(len(samples) for samples in states.values())])
         self._columns = {name: slice(ends[i], ends[i + 1]) for i, name in enumerate(states)}
         names = np.array(categories[0])
-        self._parts = []
-        for name in dict.fromkeys(categories[0]):
-            chosen = table[scored & (names == name)]
-            if len(chosen):
-                # The first row weighs every item once: the value itself.
-                rng = stream(seed, "samples", name)
-                drawn = rng.multinomial(len(chosen), np.full(len(chosen), 1 / len(chosen)), size=replicates)
-                self._parts.append((chosen, np.vstack([np.ones_like(drawn[:1]), drawn]).astype(float)))
+        self._parts: list[tuple[tuple[Side, ...], Codes, Floats]] = []
+        for of, these in chosen.items():
+            for name in dict.fromkeys(categories[0]):
+                part = table[these & (names == name)]
+                if len(part):
+                    # The first row weighs every item once: the value itself.
+                    label = name if of == self._sides else f"{name}/{of[0]}"
+                    weights = np.full(len(part), 1 / len(part))
+                    drawn = stream(seed, "samples", label).multinomial(len(part), weights, size=replicates)
+                    self._parts.append((of, part, np.vstack([np.ones_like(drawn[:1]), drawn]).astype(float)))
 
     def of(self, state: str, what: What) -> Estimate | None:
         """A number of one state; None where no item was scored, or the model lacks a side of it."""
@@ -95,12 +104,14 @@ class Sampled:
         self, made: Callable[[Codes], Floats], *needed: Side, gaps: bool = False
     ) -> Floats | None:
         """(replicates + 1,): the value and its draws; `made` gives (items, ...) numbers of a category."""
-        if not self._parts or not set(needed) <= set(self._sides):
-            return None
         means = []
-        for table, weights in self._parts:
+        for of, table, weights in self._parts:
+            if not set(needed) <= set(of):
+                continue
             summed = np.tensordot(weights, made(table), axes=1)
             means.append(np.mean(gap(summed), axis=1) if gaps else np.divide(summed, len(table)))
+        if not means:
+            return None
         found: Floats = np.stack(means).mean(axis=0)
         return found
 

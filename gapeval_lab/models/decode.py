@@ -109,11 +109,19 @@ class Stepper:
 
 
 def continue_text(
-    stepper: Stepper, embeddings: Tensor, *, model: Any, stops: Collection[int], limit: int
+    stepper: Stepper,
+    embeddings: Tensor,
+    *,
+    model: Any,
+    stops: Collection[int],
+    limit: int,
+    seeds: Sequence[int] = (),
+    temperature: float = 0.0,
 ) -> list[list[int]]:
-    """The likeliest next token, again and again, until a stop token or the limit.
+    """The likeliest next token, or one drawn, again and again, until a stop token or the limit.
 
-    Rows that have ended leave the batch once they are half of it.
+    Drawing is by Gumbel-max, as in `draw_codes`. Rows that have ended leave the batch once they are half
+    of it; the others keep their own noise.
 
     Args:
         stepper: over the prompts, with room for `limit` - 1 positions.
@@ -121,13 +129,19 @@ def continue_text(
         model: gives the text head and the token embeddings.
         stops: tokens that end an answer; not part of it.
         limit: tokens at most.
+        seeds: one per row; play no part at temperature 0.
+        temperature: 0 takes the likeliest token.
     """
+    noise = _Noise(seeds) if temperature > 0 else None
     answers: list[list[int]] = [[] for _ in range(len(embeddings))]
     live = list(range(len(embeddings)))  # the batch's rows: which answer each one writes
     ended: set[int] = set()
     head, embed = model.lm_head, model.get_input_embeddings()
     for step in range(limit):
-        tokens = head(stepper(embeddings)).argmax(-1)
+        logits = head(stepper(embeddings))
+        if noise is not None:
+            logits = logits.float() / temperature + noise(logits.shape[-1]).to(logits.device)
+        tokens = logits.argmax(-1)
         for row, token in zip(live, tokens.tolist(), strict=True):
             if row in ended:
                 continue
@@ -141,6 +155,8 @@ def continue_text(
         if 2 * len(going) <= len(live):
             rows = torch.tensor(going)  # on the CPU: layers may lie on several devices
             stepper.keep(rows)
+            if noise is not None:
+                noise.keep(going)
             tokens, live = tokens[rows], [live[place] for place in going]
         embeddings = embed(tokens[:, None])
     return answers
@@ -213,6 +229,10 @@ class _Noise:
         for row, generator in zip(exponential, self._generators, strict=True):
             row.exponential_(generator=generator)
         return -exponential.clamp_min_(_LEAST).log_()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all rows but these."""
+        self._generators = [self._generators[row] for row in rows]
 
 
 def pieces(lengths: Sequence[int], *, most: int, spread: int = 32) -> list[list[int]]:

@@ -25,6 +25,8 @@ from gapeval_lab.items import Direction, Example, Prompt
 from gapeval_lab.models.checkpoint import is_hub_id, unusable
 from gapeval_lab.models.diffusion import Diffusion
 from gapeval_lab.models.diffusion_kinds import by_kind, check_options, options
+from gapeval_lab.models.loading import find_device
+from gapeval_lab.models.sequences import same_length
 
 
 class CannotDraw(ValueError):
@@ -81,8 +83,7 @@ class LoadedDiffusion:
             CannotDraw: a prompt is of a kind that the pipeline does not take, or a safety checker hid
                 the picture. Nothing else was drawn then.
         """
-        if len(prompts) != len(seeds):
-            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: each prompt needs its own")
+        same_length(prompts, seeds)
         for prompt in prompts:
             self._check(prompt)
         found: dict[int, Image.Image] = {}
@@ -200,7 +201,7 @@ def load(settings: Diffusion) -> LoadedDiffusion:
     Raises:
         UserError: see `Diffusion.load`.
     """
-    device, folder = _device(settings.device), _folder(settings.weights)
+    device, folder = find_device(settings.device), _folder(settings.weights)
     index = _index(folder, settings.weights)
     with _quiet():
         parts = {
@@ -303,16 +304,6 @@ def _damaged(weights: str, what: str, error: Exception) -> UserError:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
-
-
-def _device(name: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if available else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"model.device: '{name}' is not on this machine; use 'auto' or 'cpu'")
-    return device
 
 
 def _configuration(pipeline: Any) -> str:

@@ -26,7 +26,8 @@ class Emu3(LoadOptions):
             that uses the network).
         attention: the trunk's implementation; flash attention needs a CUDA device, its package and a dtype
             of 16 bits.
-        temperature: of drawing; 0 takes the likeliest code. Text answers are always the likeliest.
+        temperature: of drawing; 0 takes the likeliest code.
+        answer_temperature: of text answers; 0 takes the likeliest token.
         top_k: drawing takes one of so many of the likeliest codes; None: of all.
         guidance: classifier-free guidance of drawing, on all logits; 1 is none.
         negative_prompt: what guidance leads away from; the empty text is drawing without a prompt.
@@ -39,6 +40,7 @@ class Emu3(LoadOptions):
 
     weights: str = "embedded"
     temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    answer_temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     top_k: int | None = Field(default=None, ge=1)
     guidance: float = Field(default=1.0, ge=1.0, allow_inf_nan=False)
     negative_prompt: str = ""

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.items import Direction, Prompt, image_digest
-from gapeval_lab.models.sequences import Asked, first_id, joined, left_padded, without_specials
+from gapeval_lab.models.sequences import Asked, first_id, joined, left_padded, stops_at, without_specials
 
 SYSTEM: Final = "You are a helpful assistant."
 """What Emu3-Chat was trained to be told first; a checkpoint's template may leave it out."""
@@ -62,9 +62,7 @@ class Layout:
         # The library reads these from the generation config; a checkpoint may leave them out.
         self.pad_id: int = first_id(generation.pad_token_id, tokenizer.pad_token_id)
         self.eos_id: int = first_id(tokenizer.eos_token_id, generation.eos_token_id)
-        stops = generation.eos_token_id
-        more = stops if isinstance(stops, list) else [] if stops is None else [stops]
-        self.stop_ids = frozenset({self.eos_id, *more})
+        self.stop_ids = stops_at(self.eos_id, generation.eos_token_id)
         added = tokenizer.added_tokens_decoder
         # An unknown word is a word all the same, though its token counts as special.
         self._specials = {token for token, known in added.items() if known.special} - {tokenizer.unk_token_id}

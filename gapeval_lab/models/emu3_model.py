@@ -77,7 +77,7 @@ class LoadedEmu3:
         self._compiled = Compiled(self._trunk, wanted=settings.compile)
 
     def answer(self, prompts: Sequence[Prompt], *, seeds: Sequence[int]) -> list[str]:
-        """The likeliest text answer to each prompt; seeds play no part in it."""
+        """A text answer to each prompt: the likeliest, or one drawn from the prompt's own seed."""
         same_length(prompts, seeds)
         limit, answers = self._settings.max_new_tokens, [""] * len(prompts)
         with torch.inference_mode(), self._compiled:
@@ -89,6 +89,8 @@ class LoadedEmu3:
                     model=self.model,
                     stops=self.layout.stop_ids,
                     limit=limit,
+                    seeds=[seeds[index] for index in indices],
+                    temperature=self._settings.answer_temperature,
                 )
                 for index, row in zip(indices, tokens, strict=True):
                     answers[index] = self.layout.decode(row)
@@ -186,7 +188,8 @@ class LoadedEmu3:
         # Each code is foretold at the position before it; the codes of a row stand width + 1 from row to row.
         before = torch.arange(height)[:, None] * (width + 1) + torch.arange(width) + ids.shape[1] - 1
         logits = layout.visual(self.model.lm_head(states[:, before.flatten().to(states.device)])).float()
-        return functional.cross_entropy(logits.transpose(1, 2), codes, reduction="none").sum(1)
+        terms = functional.cross_entropy(logits.transpose(1, 2), codes.to(logits.device), reduction="none")
+        return terms.sum(1).to(codes.device)
 
     def _embed(self, ids: Tensor) -> Tensor:
         embeddings: Tensor = self.model.get_input_embeddings()(ids)
@@ -194,13 +197,14 @@ class LoadedEmu3:
 
     def _states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The trunk's last hidden states over whole sequences, (batch, length, hidden)."""
+        embeddings = self._embed(ids)
         states: Tensor = self._trunk(
-            inputs_embeds=self._embed(ids),
+            inputs_embeds=embeddings,
             attention_mask=mask,
             position_ids=positions(mask),
             use_cache=False,
         ).last_hidden_state
-        return states
+        return states.to(embeddings.device)  # layers may lie on several devices
 
     def backbone(self) -> Backbone:
         """The trunk, for interventions. Targets are appended without eos, which is no part of a fact."""
@@ -250,6 +254,8 @@ class LoadedEmu3:
             "negative_prompt": chosen.negative_prompt,
             "max_new_tokens": chosen.max_new_tokens,
             "layout": self.layout.digest(),
+            # Left out where it is the default, which was all there was when answers were stored first.
+            **({"answer_temperature": chosen.answer_temperature} if chosen.answer_temperature else {}),
             **chosen.of_answers(),
         }
 

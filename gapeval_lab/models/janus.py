@@ -24,7 +24,8 @@ class Janus(LoadOptions):
     Attributes:
         weights: "embedded", a folder in Hugging Face format, or a hub id (the only one of the three
             that uses the network).
-        temperature: of drawing; 0 takes the likeliest code. Text answers are always the likeliest.
+        temperature: of drawing; 0 takes the likeliest code.
+        answer_temperature: of text answers; 0 takes the likeliest token.
         guidance: classifier-free guidance of drawing; 1 is none.
         max_new_tokens: longest text answer.
         batch: prompts per forward pass; changes speed and memory, not answers.
@@ -32,6 +33,7 @@ class Janus(LoadOptions):
 
     weights: str = "embedded"
     temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    answer_temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     guidance: float = Field(default=1.0, ge=1.0, allow_inf_nan=False)
     max_new_tokens: int = Field(default=32, ge=1)
     batch: int = Field(default=256, ge=1)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.items import Direction, Prompt, image_digest
-from gapeval_lab.models.sequences import Asked, first_id, joined, left_padded, without_specials
+from gapeval_lab.models.sequences import Asked, first_id, joined, left_padded, stops_at, without_specials
 
 SEEN_AT_ONCE: Final = 32
 DRAWN_AT_ONCE: Final = 8
@@ -42,8 +42,7 @@ class Layout:
         self.bos_id: int = first_id(generation.bos_token_id, tokenizer.bos_token_id)
         self.pad_id: int = first_id(generation.pad_token_id, tokenizer.pad_token_id)
         self.eos_id: int = first_id(tokenizer.eos_token_id, generation.eos_token_id)
-        stops = generation.eos_token_id
-        self.stop_ids = frozenset({self.eos_id, *(stops if isinstance(stops, list) else [])})
+        self.stop_ids = stops_at(self.eos_id, generation.eos_token_id)
         self.picture_tokens: int = model.model.vision_model.config.num_image_tokens
         # An unknown word is a word all the same, though its token counts as special.
         self._specials = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
@@ -65,7 +64,7 @@ class Layout:
         for prompt, text, ids, spans in zip(
             prompts, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True
         ):
-            if ids.count(self.image_id) != len(prompt.images) * self.picture_tokens:
+            if ids.count(self.image_id) != len(prompt.pictures) * self.picture_tokens:
                 raise UserError(
                     f"prompt: '{prompt.text}' holds '{self._processor.image_token}', which stands for a "
                     "picture; take it out and give the picture itself"
@@ -75,7 +74,7 @@ class Layout:
         return asked
 
     def _render(self, prompt: Prompt, direction: Direction) -> str:
-        parts = [*({"type": "image"} for _ in prompt.images), {"type": "text", "text": prompt.text}]
+        parts = [*({"type": "image"} for _ in prompt.pictures), {"type": "text", "text": prompt.text}]
         processor = self._processor
         text: str = processor.apply_chat_template(
             [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False

@@ -76,14 +76,20 @@ class LoadedJanus:
         self._compiled = Compiled(self._trunk, wanted=settings.compile)
 
     def answer(self, prompts: Sequence[Prompt], *, seeds: Sequence[int]) -> list[str]:
-        """The likeliest text answer to each prompt; seeds play no part in it."""
+        """A text answer to each prompt: the likeliest, or one drawn from the prompt's own seed."""
         same_length(prompts, seeds)
         limit, answers = self._settings.max_new_tokens, [""] * len(prompts)
         with torch.inference_mode(), self._compiled:
             for indices, embeddings, mask, _ in self._batches(prompts, Direction.UNDERSTANDING):
                 stepper = Stepper(self._trunk, mask, room=limit - 1)
                 tokens = continue_text(
-                    stepper, embeddings, model=self.model, stops=self.layout.stop_ids, limit=limit
+                    stepper,
+                    embeddings,
+                    model=self.model,
+                    stops=self.layout.stop_ids,
+                    limit=limit,
+                    seeds=[seeds[index] for index in indices],
+                    temperature=self._settings.answer_temperature,
                 )
                 for index, row in zip(indices, tokens, strict=True):
                     answers[index] = self.layout.decode(row)
@@ -182,7 +188,8 @@ class LoadedJanus:
         embeddings = torch.cat([self.layout.embed(ids, pictures), drawn], dim=1)
         states = self._states(embeddings, torch.cat([mask, torch.ones_like(codes[:, :-1])], dim=1))
         logits = self.model.model.generation_head(states[:, -codes.shape[1] :]).float()
-        return functional.cross_entropy(logits.transpose(1, 2), codes, reduction="none").sum(1)
+        terms = functional.cross_entropy(logits.transpose(1, 2), codes.to(logits.device), reduction="none")
+        return terms.sum(1).to(codes.device)
 
     def _states(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """The trunk's last hidden states over whole sequences, (batch, length, hidden)."""
@@ -240,6 +247,8 @@ class LoadedJanus:
             "guidance": chosen.guidance,
             "max_new_tokens": chosen.max_new_tokens,
             "layout": self.layout.digest(),
+            # Left out where it is the default, which was all there was when answers were stored first.
+            **({"answer_temperature": chosen.answer_temperature} if chosen.answer_temperature else {}),
             **chosen.of_answers(),
         }
 

@@ -66,6 +66,11 @@ def load_weights(
         except (ImportError, ValueError) as error:
             chosen = {"attention": (options.attention, "sdpa"), "quantise": (options.quantise, None)}
             asked = [name for name, (value, plain) in chosen.items() if value not in (plain, "eager")]
+            if not asked and options.attention == "sdpa" and "attention" in str(error):
+                raise UserError(
+                    f"model.attention: 'sdpa' is not in this model ({str(error).splitlines()[0]}); set "
+                    "it to eager"
+                ) from None
             if not asked:
                 raise
             field, (value, plain) = asked[0], chosen[asked[0]]
@@ -163,6 +168,11 @@ def load_processor(folder: Path, weights: str, *, family: type[Any] | None = Non
     """
     try:
         processor = _reader(family).from_pretrained(folder, local_files_only=True)
+    except ImportError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise unusable(
+            weights, f"needs a package that is not installed ({' '.join(lines)[:200]})", "install it"
+        ) from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise unusable(
             weights,

@@ -121,6 +121,11 @@ def first_id(*candidates: Any) -> int:
     raise UserError("model.weights: no bos, eos or pad token is set; mend the checkpoint's tokenizer")
 
 
+def stops_at(eos_id: int, more: int | Sequence[int] | None) -> frozenset[int]:
+    """The tokens that end an answer: eos, and what the generation config names beside it."""
+    return frozenset({eos_id, *([more] if isinstance(more, int) else more or [])})
+
+
 def encoded(layout: Asks, questions: Sequence[str], targets: Sequence[str] | None) -> Encoded:
     """Questions as the model is asked them, each with its target if there are any."""
     asked = layout.ask([Prompt(question) for question in questions], Direction.UNDERSTANDING)
@@ -161,5 +166,6 @@ def text_losses(head: Any, states: Tensor, ids: Tensor, answers: Sequence[int]) 
     answer = answer.to(ids.device)
     # Only the answers' positions go through the head: a vocabulary is wide.
     logits = head(states[answer[:, 1:]]).float()
-    terms = functional.cross_entropy(logits, ids[answer], reduction="none")
+    # The head may lie on another device than the ids.
+    terms = functional.cross_entropy(logits, ids[answer].to(logits.device), reduction="none").to(ids.device)
     return terms.new_zeros(len(ids)).index_add(0, answer.nonzero()[:, 0], terms)

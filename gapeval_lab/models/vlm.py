@@ -5,7 +5,7 @@ Light to import; `load` brings in the rest. Such a model does not draw: it has o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,14 +22,14 @@ class SiteTable(BaseModel):
     """Where things are in a model whose names are not the usual ones; see `Sites`.
 
     Attributes:
-        templates: site -> module path from the root, with `{}` for the layer.
+        templates: site -> module path from the root, with one `{}` for the layer, or none.
         layers: number of layers.
         transposed: True where weights are stored (in, out).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    templates: dict[str, str] = Field(min_length=1)
+    templates: dict[str, Annotated[str, Field(pattern=r"^[^{}]+(\{\}[^{}]*)?$")]] = Field(min_length=1)
     layers: int = Field(ge=1)
     transposed: bool = False
 

@@ -38,6 +38,7 @@ from gapeval_lab.models.loading import (
     quiet,
     without_weights,
 )
+from gapeval_lab.models.sequences import same_length
 from gapeval_lab.models.vlm import Vlm
 from gapeval_lab.models.vlm_layout import VlmLayout, Written, left_padded
 from gapeval_lab.models.vlm_sites import find_sites
@@ -73,8 +74,7 @@ class LoadedVlm:
 
     def answer(self, prompts: Sequence[Prompt], *, seeds: Sequence[int]) -> list[str]:
         """The likeliest text answer to each prompt; seeds play no part in it."""
-        if len(prompts) != len(seeds):
-            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: each prompt needs its own")
+        same_length(prompts, seeds)
         answers = [""] * len(prompts)
         asked = self.layout.write(prompts)
         with torch.no_grad(), self._compiled:

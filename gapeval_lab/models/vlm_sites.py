@@ -46,8 +46,8 @@ def _checked(model: nn.Module, given: SiteTable) -> Sites:
         for layer in layers:
             if not has_module(model, path := sites.path(site, layer)):
                 raise UserError(
-                    f"model.sites.templates.{site}: the model has no module '{path}'; see its modules with "
-                    "'gapeval-lab model sites'"
+                    f"model.sites.templates.{site}: the model has no module '{path}'; 'gapeval-lab model "
+                    "modules' lists what there is"
                 )
     return sites
 
