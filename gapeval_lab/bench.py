@@ -12,15 +12,17 @@ from gapeval_lab import __version__, registry
 from gapeval_lab.delta import fingerprint
 from gapeval_lab.errors import UserError
 from gapeval_lab.evaluate import select
-from gapeval_lab.fact_files import read_fact_file
+from gapeval_lab.fact_files import read_fact_file, read_texts
 from gapeval_lab.facts import facts_hash
 from gapeval_lab.interfaces import (
     UMM,
     Benchmark,
+    Checked,
     Intervention,
     Judge,
     Lesson,
     ReadsFiles,
+    ReadsTexts,
     Side,
     Weightless,
     side_of,
@@ -36,6 +38,7 @@ from gapeval_lab.splits import of_split
 class Stage:
     """One intervention of a recipe, with what it is to write and what it may train on.
 
+    `texts` are of the domain: the recipe's own, whose hash is `texts_hash`, or else the benchmark's.
     `left_out` names the flawed entries of the fact file that the recipe skips.
     """
 
@@ -43,6 +46,8 @@ class Stage:
     intervention: Intervention
     lessons: list[Lesson] = field(default_factory=list)
     left_out: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    texts_hash: str | None = None
 
 
 @dataclass
@@ -87,8 +92,9 @@ class Bench:
 
     @property
     def read(self) -> list[str]:
-        """Hashes of the files that interventions read."""
-        return [
+        """Hashes of the files that interventions read, or are given texts from."""
+        found = [stage.texts_hash for stage in self.stages if stage.texts_hash is not None]
+        return found + [
             stage.intervention.content_hash()
             for stage in self.stages
             if isinstance(stage.intervention, ReadsFiles)
@@ -127,6 +133,8 @@ def load_bench(loaded: LoadedRecipe) -> Bench:
     began = time.monotonic()
     benchmark, judge = recipe.build("benchmark"), recipe.build("judge")
     items = chosen_items(recipe, benchmark)
+    if isinstance(judge, Checked):
+        judge.check(items)
     stages = stages_of(recipe, benchmark)
     umm = recipe.build("model").load()
     _check_asking(recipe, umm)
@@ -221,11 +229,19 @@ def _stage(chosen: FactsNode, node: Node, benchmark: Benchmark) -> Stage:
         flawed=chosen.flawed,
     )
     intervention: Intervention = registry.build("interventions", node.use, settings=node.settings)
+    texts = read_texts(chosen.texts) if chosen.texts else tuple(benchmark.training_texts())
+    texts_hash = hashlib.sha256("\n".join(texts).encode()).hexdigest() if chosen.texts else None
+    if not texts and isinstance(intervention, ReadsTexts) and intervention.needs_texts:
+        raise UserError(
+            f"facts.texts: missing; {node.use} takes second moments over texts and {benchmark.name} has none;"
+            " name a file with one text per line, such as texts/everyday.txt"
+        )
+    stage = Stage(facts, intervention, left_out=left_out, texts=texts, texts_hash=texts_hash)
     if intervention.kind != "inject" and intervention.direction == "text":
-        return Stage(facts, intervention, left_out=left_out)
+        return stage
     folder = None if chosen.pictures is None else Path(chosen.pictures)
     lessons = lessons_of(facts, benchmark, items=benchmark.items(), pictures=folder)
-    return Stage(facts, intervention, lessons, left_out)
+    return replace(stage, lessons=lessons)
 
 
 def chosen_items(recipe: Recipe, benchmark: Benchmark) -> list[Item]:

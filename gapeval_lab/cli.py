@@ -16,9 +16,10 @@ from gapeval_lab.cli_judge import judge_app, labels_app, score
 from gapeval_lab.cli_model import app as model_app
 from gapeval_lab.cli_respond import EngineOption, Processes, respond
 from gapeval_lab.cli_search import search
-from gapeval_lab.errors import PromptsFailed, SafetyError, UserError
+from gapeval_lab.errors import RunFailed, SafetyError, UserError
 
 if TYPE_CHECKING:
+    from gapeval_lab.interfaces import Benchmark
     from gapeval_lab.outcome import Outcome
     from gapeval_lab.recipe import LoadedRecipe
     from gapeval_lab.shards_hands import Engine
@@ -117,7 +118,7 @@ def list_(
         str, typer.Argument(help="recipes, runs, models, benchmarks, judges or interventions.")
     ] = "recipes",
 ) -> None:
-    """List recipes (default), finished runs, or plug-ins."""
+    """List recipes (default), finished runs, or plug-ins and the configs of models and judges."""
     if what == "recipes":
         from gapeval_lab.catalogue import available, describe
 
@@ -136,6 +137,10 @@ def list_(
             raise UserError(f"ls: '{what}' cannot be listed; choose from {options}")
         for name in registry.names(kind):
             print(name)
+        from gapeval_lab.shipped import names_in
+
+        for name in names_in(f"configs/{kind}", suffix=".yaml") if kind in ("models", "judges") else ():
+            print(f"{{config: {name}}}")
 
 
 @app.command()
@@ -164,14 +169,25 @@ def validate(
         list[str] | None, typer.Argument(help="Recipes; all of them if none is named.")
     ] = None,
 ) -> None:
-    """Check recipes and their facts, without running anything."""
+    """Check recipes and their facts, without running anything.
+
+    Without a name, recipes whose benchmark is not on this machine are checked as far as they can be.
+    """
     from gapeval_lab.bench import stages_of
     from gapeval_lab.catalogue import available
     from gapeval_lab.recipe import load
 
     for name in recipes or available():
         recipe = load(name).recipe
-        stages = stages_of(recipe, recipe.build("benchmark"))
+        benchmark = recipe.build("benchmark")
+        try:
+            stages = stages_of(recipe, benchmark)
+        except UserError:
+            lacking = "" if recipes else _lacking(benchmark)
+            if not lacking:
+                raise
+            print(f"{name}: valid as far as can be told without its benchmark ({lacking})")
+            continue
         counts = " + ".join(str(len(stage.facts)) for stage in stages)
         skipped = sum(len(stage.left_out) for stage in stages)
         flawed = f" ({skipped} flawed entries left out)" if skipped else ""
@@ -280,8 +296,20 @@ def _print_plan(loaded: "LoadedRecipe") -> None:
     if reasoning := recipe.evaluation.reasoning:
         asked = f"{len(reasoning.questions)} question{'s' if len(reasoning.questions) > 1 else ''}"
         print(f"  write      {asked} about each fact, then draw: {', '.join(reasoning.draw)}")
-    print(f"  measure    {phases} times, {2 * len(items)} prompts each")
+    for name, way in recipe.evaluation.protocols.items():
+        print(f"  ask        also by {name}: {way.use}")
+    prompts = sum(len(item.directions) for item in items)
+    print(f"  measure    {phases} times, {prompts} prompts each")
     print("nothing was done (--dry-run)")
+
+
+def _lacking(benchmark: "Benchmark") -> str:
+    """Why a benchmark's items cannot be read, in a line; nothing where they can be."""
+    try:
+        benchmark.items()
+    except UserError as error:
+        return str(error).partition("\n")[0]
+    return ""
 
 
 def _holds_outcome(place: Path) -> bool:
@@ -316,7 +344,7 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except PromptsFailed as error:
+    except RunFailed as error:
         print(f"failed: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except SafetyError as error:

@@ -1,6 +1,6 @@
-"""The one error that is the user's to mend: shown without a traceback, exit code 2.
+"""What a run may end with, beside defects of our own, which keep their traceback.
 
-Everything else that goes wrong is ours and keeps its traceback.
+A `UserError` is the user's to mend: shown without a traceback, exit code 2.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,12 @@ class UserError(Exception):
     """
 
 
-class PromptsFailed(RuntimeError):
-    """A model could not answer: too many of its prompts failed. One message, exit code 1."""
+class RunFailed(RuntimeError):
+    """A run cannot go on, and its words say why; what was finished is kept. One message, exit code 1."""
+
+
+class PromptsFailed(RunFailed):
+    """A model could not answer: too many of its prompts failed."""
 
 
 class SafetyError(Exception):

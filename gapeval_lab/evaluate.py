@@ -106,7 +106,7 @@ def evaluate(
     chunk: int = 96,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Ask every item in every direction that the model has, and judge what comes back.
+    """Ask every item in every direction that it and the model have, and judge what comes back.
 
     Args:
         umm: asked as it is now.
@@ -143,7 +143,7 @@ def evaluate_parts(
     items: list[Item] = []
     responses: dict[Key, Response] = {}
     verdicts: dict[Key, Verdict] = {}
-    total = sum(map(len, parts)) * len(umm.directions)
+    total = sum(len(item.directions & umm.directions) for part in parts for item in part)
 
     def told(done: int, _: int) -> None:
         if progress:
@@ -167,7 +167,7 @@ def respond(
     chunk: int = 96,
     progress: Progress | None = None,
 ) -> dict[Key, Response]:
-    """Ask every item in the given directions, and keep what comes back.
+    """Ask every item in those of the given directions that it has, and keep what comes back.
 
     Args:
         umm: asked as it is now.
@@ -214,7 +214,7 @@ def _responses(
 ) -> dict[Key, Response]:
     """`respond`, however many prompts fail."""
     responses: dict[Key, Response] = {}
-    total = len(items) * len(directions)
+    total = sum(len(item.directions.intersection(directions)) for item in items)
 
     def ask(part: Sequence[Item], direction: Direction) -> None:
         known = {item.id: item for item in part}
@@ -255,7 +255,7 @@ def _unknown(
     """The items without a response; those that the store has one for are put among the others."""
     unknown = []
     for item in items:
-        if (item.id, direction) in responses:
+        if direction not in item.directions or (item.id, direction) in responses:
             continue
         kept = store.get(item, direction) if store else None
         if kept is None:

@@ -95,6 +95,22 @@ def read_fact_file(
     return read._replace(facts=read.facts[:count])
 
 
+def read_texts(path: str | Path) -> tuple[str, ...]:
+    """The texts of a file, one a line; empty lines and repetitions are left out.
+
+    Args:
+        path: a path, or a name in ./recipes or in the packaged recipes.
+
+    Raises:
+        UserError: it cannot be read, or holds none.
+    """
+    file = find_file(str(path), folder="recipes")
+    texts = tuple(dict.fromkeys(line.strip() for line in read_text(file).splitlines() if line.strip()))
+    if not texts:
+        raise UserError(f"facts.texts: {file} holds no text; write one per line")
+    return texts
+
+
 def parse_fact_file(
     text: str, *, source: str, format: str, split: str = "test", draw: str = DRAW, flawed: Flawed = "refuse"
 ) -> FactFile:

@@ -267,6 +267,19 @@ class Judge(Protocol):
 
 
 @runtime_checkable
+class Checked(Protocol):
+    """A judge that can tell before anything is asked whether it will be able to judge."""
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Refuse what is sure to fail later, such as a key that is not there. Asks nobody.
+
+        Raises:
+            UserError: it cannot judge.
+        """
+        ...
+
+
+@runtime_checkable
 class Voting(Protocol):
     """A judge made of several voices: judges, or people. `decide(votes(pairs))` is what it says itself."""
 
@@ -329,6 +342,16 @@ class Intervention(Protocol):
                 intervention's own choice.
             training: examples and services for interventions that train; others leave it alone.
         """
+        ...
+
+
+@runtime_checkable
+class ReadsTexts(Protocol):
+    """An intervention that cannot do without texts of the domain."""
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether these settings need them."""
         ...
 
 

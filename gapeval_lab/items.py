@@ -113,6 +113,7 @@ class Item:
         references: pictures that would be right (for people, and for judges that look).
         choices: the options offered, if the question is a multiple choice.
         tags: what is known of the item (teaching group, split, ...), for tables and filters.
+        directions: in which it is asked and scored; the other prompt is there to be read, or for protocols.
     """
 
     id: str
@@ -125,6 +126,7 @@ class Item:
     references: tuple[Picture, ...] = ()
     choices: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
+    directions: frozenset[Direction] = frozenset(Direction)
 
     @property
     def reference_images(self) -> tuple[Image.Image, ...]:
@@ -143,7 +145,7 @@ class Item:
     @cached_property
     def digest(self) -> str:
         """Content hash of everything that a response or a verdict depends on."""
-        parts = (
+        parts: tuple[Any, ...] = (
             self.id,
             self.category,
             self.subcategory,
@@ -154,6 +156,8 @@ class Item:
             self.choices,
             [picture_digest(picture) for picture in self.references],
         )
+        if len(self.directions) < len(Direction):  # others keep the hash that they had before there were such
+            parts += (sorted(self.directions),)
         text = json.dumps(parts, sort_keys=True, default=dict)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -130,12 +130,13 @@ def replay_of(benchmark: Benchmark, facts: Sequence[Fact]) -> list[Lesson]:
     return [lesson for lesson in benchmark.rehearsal() if lesson.about not in asked]
 
 
-def anchors_of(benchmark: Benchmark, facts: Sequence[Fact]) -> list[str]:
-    """Questions of the benchmark's domain that name nobody whom a fact or one of its probes names."""
+def anchors_of(benchmark: Benchmark, facts: Sequence[Fact], texts: Sequence[str] | None = None) -> list[str]:
+    """Texts of the domain, None: the benchmark's, that name nobody whom a fact or one of its probes names."""
+    texts = benchmark.training_texts() if texts is None else texts
     asked = _asked(facts)
     known = {fact.subject for fact in facts} | {lesson.about for lesson in benchmark.rehearsal()}
     named = [name for name in known if name in asked]
-    return [text for text in benchmark.training_texts() if not any(name in text for name in named)]
+    return [text for text in texts if not any(name in text for name in named)]
 
 
 def _asked(facts: Sequence[Fact]) -> str:

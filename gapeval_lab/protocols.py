@@ -138,7 +138,8 @@ def _think(node: Think, way: _Way) -> ByProtocol:
         questions = {
             item.id: Prompt(text, item.prompt(direction).pictures)
             for item in way.items
-            if (text := fill(node.think, item, task=item.prompt(direction).text)) is not None
+            if direction in item.directions
+            and (text := fill(node.think, item, task=item.prompt(direction).text)) is not None
         }
         thoughts = _answers(way, questions, name=f"thought.{direction}")
         steps |= {(item_id, direction): thought for item_id, thought in thoughts.items()}
@@ -171,11 +172,12 @@ def _samples(node: Samples, way: _Way) -> ByProtocol:
 def _self_judged(node: SelfJudged, way: _Way) -> ByProtocol:
     told, drawn = {}, {}
     for item in way.items:
-        answer, drawing = way.direct.responses[item.id, UND], way.direct.responses[item.id, GEN]
-        if answer.text is not None and (text := fill(node.told, item, answer=answer.text.strip())):
+        answer, drawing = (way.direct.responses.get((item.id, direction)) for direction in (UND, GEN))
+        said, shown = answer.text if answer else None, drawing.picture if drawing else None
+        if said is not None and (text := fill(node.told, item, answer=said.strip())):
             told[item.id] = Prompt(text, item.understand.pictures)
-        if drawing.picture is not None and (text := fill(node.drawn, item)):
-            drawn[item.id] = Prompt(text, (*item.generate.pictures, drawing.picture))
+        if shown is not None and (text := fill(node.drawn, item)):
+            drawn[item.id] = Prompt(text, (*item.generate.pictures, shown))
     replies = {
         direction: _answers(way, questions, name=f"judged.{direction}")
         for direction, questions in ((UND, told), (GEN, drawn))
@@ -199,13 +201,17 @@ def _own_verdict(node: SelfJudged, item_id: str, direction: Direction, reply: Re
 
 
 def _step(way: _Way, direction: Direction, text: str | None, *, name: str) -> dict[str, Response]:
-    """The first step of a stepwise protocol: the direct response, or what is asked instead."""
+    """The first step of a stepwise protocol: the direct response, or what is asked instead.
+
+    Left out are items that are not asked in the other direction, to which the step would lead.
+    """
+    led = [item for item in way.items if not item.directions <= {direction}]
     if text is None:
-        found = ((item.id, way.direct.responses.get((item.id, direction))) for item in way.items)
+        found = ((item.id, way.direct.responses.get((item.id, direction))) for item in led)
         return {item_id: response for item_id, response in found if response is not None}
     prompts = {
         item.id: Prompt(filled, item.prompt(direction).pictures)
-        for item in way.items
+        for item in led
         if (filled := fill(text, item)) is not None
     }
     if direction is UND:
@@ -234,7 +240,11 @@ def _ask(
         changed = [replace(item, **{side: prompts[item.id]}) for item in way.items if item.id in prompts]  # type: ignore[arg-type]
         found |= way.respond(changed, {direction})
         asked |= {(item_id, direction): prompt.text for item_id, prompt in prompts.items()}
-        alone |= {(item.id, direction) for item in way.items if item.id not in prompts}
+        alone |= {
+            (item.id, direction)
+            for item in way.items
+            if direction in item.directions and item.id not in prompts
+        }
     new = judged(way.items, found, way.judge)
     whole = Evaluation(way.direct.items, way.direct.responses | found, way.direct.verdicts | new.verdicts)
     return ByProtocol((whole,), asked, steps, frozenset(alone))

@@ -61,7 +61,9 @@ class FactsNode(Strict):
     """Which facts are written: of a file's split, the first `count` (None: all).
 
     `pictures` is a folder of pictures with captions (`metadata.jsonl`) that interventions are shown
-    instead of the benchmark's own drawings. `format`, `draw` and `flawed`: see fact_files.py.
+    instead of the benchmark's own drawings. `texts` is a file of texts of the domain, one a line, that
+    interventions are given instead of the benchmark's: for second moments, for what stands before a question,
+    for what is to stay as it is. `format`, `draw` and `flawed`: see fact_files.py.
     """
 
     file: Text
@@ -71,6 +73,7 @@ class FactsNode(Strict):
     draw: Text | None = None
     flawed: Literal["refuse", "skip"] = "refuse"
     pictures: Text | None = None
+    texts: Text | None = None
 
 
 class Curve(Strict):

@@ -1,6 +1,7 @@
 """Tables of protocols: facts drawn from what was written, and the benchmark asked in other ways."""
 
 from gapeval_lab.gap.records import Estimate
+from gapeval_lab.gap.samples import SIDES
 from gapeval_lab.outcome import QUALITIES, EditQuality, Outcome, ProtocolState
 from gapeval_lab.report_cells import Row, percent, spread
 
@@ -64,8 +65,14 @@ def item_protocol_note(outcome: Outcome) -> str:
 
 
 def _state(state: ProtocolState) -> tuple[str, str, str]:
-    gap = "n/a" if state.gap is None else spread(state.gap, sign=False)
-    return _share(state.understanding), _share(state.generation), gap
+    if state.gap is not None:
+        return _share(state.understanding), _share(state.generation), spread(state.gap, sign=False)
+    # Without a gap the difference to the direct way is told beside each side.
+    shares = []
+    for side in SIDES:
+        over = state.over_direct.get(side)
+        shares.append(_share(getattr(state, side)) + (f", {spread(over)} over direct" if over else ""))
+    return shares[0], shares[1], "n/a"
 
 
 def _gaps(shift: Estimate | None, state: ProtocolState) -> tuple[str, str]:

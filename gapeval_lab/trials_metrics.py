@@ -54,7 +54,7 @@ def _pretended(bench: Bench, correct: bool) -> Measured:
     directions = [direction for direction in Direction if direction in bench.umm.directions]
 
     def answered(items: Sequence[Item]) -> Evaluation:
-        keys = [(item.id, direction) for item in items for direction in directions]
+        keys = [(item.id, way) for item in items for way in directions if way in item.directions]
         return Evaluation(
             tuple(items),
             {key: Response(*key, text="", picture=blank) for key in keys},

@@ -61,7 +61,17 @@ ARROWS: dict[str, set[str]] = {
     "benchmarks": PLUG_IN | {"scene", "gapeval_layout", "shipped", "yaml_file"},
     # a judge that is a model on this machine builds it by name
     "judges": PLUG_IN
-    | {"scene", "endpoint", "home", "labels", "nested", "registry", "validation", "yaml_file"},
+    | {
+        "scene",
+        "endpoint",
+        "gapeval_layout",
+        "home",
+        "labels",
+        "nested",
+        "registry",
+        "validation",
+        "yaml_file",
+    },
     "interventions": PLUG_IN | {"validation"},
     # running
     "reasoning": {"evaluate", "sections", "interfaces", "items"},

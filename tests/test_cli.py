@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gapeval_lab import cli
+from gapeval_lab.evaluate import PromptsFailed
 
 HEAVY = ("torch", "transformers", "mlflow", "optuna", "matplotlib", "scipy", "pandas")
 OFF = ["controls.identity=false", "controls.placebo=false", "evaluation.official=false"]
@@ -85,6 +86,35 @@ def test_validate_checks_every_recipe(
     out = capsys.readouterr().out
     assert "rome_world_knowledge: valid, 8 facts" in out
     assert "inject_edit_inject: valid, 12 + 8 + 12 facts" in out
+    assert (
+        "janus_pro_lora: valid as far as can be told without its benchmark (root: GapEval is no folder" in out
+    )
+
+
+def test_a_recipe_that_is_named_needs_its_benchmark(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(monkeypatch, "validate", "janus_pro_lora") == 2
+    assert "root: GapEval is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "named"), [("judges", "endpoint"), ("models", "janus_pro_7b")])
+def test_ls_names_configs_beside_plug_ins(
+    kind: str, named: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(monkeypatch, "ls", kind) == 0
+    assert f"{{config: {named}}}" in capsys.readouterr().out.splitlines()
+
+
+def test_a_run_that_cannot_go_on_says_so_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise PromptsFailed("3 of 4 prompts failed; first i, generation: E: x")
+
+    monkeypatch.setattr("gapeval_lab.recipe.load", fails)
+    assert call(monkeypatch, "show", "baseline") == 1
+    assert capsys.readouterr().err == "failed: 3 of 4 prompts failed; first i, generation: E: x\n"
 
 
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(

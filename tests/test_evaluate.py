@@ -1,6 +1,7 @@
 """Evaluation: seeds, batching, resuming, errors, and the choice of items."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -252,3 +253,31 @@ def test_a_palette_belongs_to_a_pictures_content() -> None:
         picture.putpalette([0, 0, 0, *colour])
     assert image_digest(pictures[0]) != image_digest(pictures[1])
     assert image_digest(pictures[0]) == image_digest(pictures[0].copy())
+
+
+def test_an_item_of_one_direction_is_asked_there_alone() -> None:
+    told, drawn = (
+        Item(
+            name, "c", "s", Prompt(f"tell {name}"), Prompt(f"draw {name}"), ("x",), directions=frozenset({d})
+        )
+        for name, d in (("told", Direction.UNDERSTANDING), ("drawn", Direction.GENERATION))
+    )
+    both = Item("both", "c", "s", Prompt("tell both"), Prompt("draw both"), ("x",))
+    assert both.digest == Item("both", "c", "s", Prompt("tell both"), Prompt("draw both"), ("x",)).digest
+    assert len({told.digest, replace(told, directions=frozenset(Direction)).digest}) == 2
+    umm = ScriptedUMM(lambda prompt, seed: prompt.text, lambda prompt, seed: Image.new("RGB", (2, 2)))
+    seen: list[tuple[int, int]] = []
+    result = evaluate(
+        umm,
+        [told, drawn, both],
+        judge=ScriptedJudge(lambda item, response: True),
+        seed=0,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    asked = {(item_id, direction.value) for item_id, direction in result.responses}
+    assert asked == {
+        *(("told", "understanding"), ("both", "understanding"), ("drawn", "generation")),
+        ("both", "generation"),
+    }
+    assert set(result.verdicts) == set(result.responses) and seen[-1] == (4, 4)
+    assert result.correct(told, Direction.GENERATION) is None

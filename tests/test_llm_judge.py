@@ -21,6 +21,7 @@ from gapeval_lab.judges.conversation import SECOND, question_of
 from gapeval_lab.judges.gapeval_routes import GENERIC, ROUTES, route_of
 from gapeval_lab.judges.llm import LlmJudge
 from gapeval_lab.judges.prompt_files import OURS, template_of
+from gapeval_lab.judges.realunify_rule import YES_NO
 from gapeval_lab.judges.verdict_text import read_verdict
 from gapeval_lab.testing import ScriptedUMM
 
@@ -199,8 +200,11 @@ def test_our_templates_ask_for_the_verdict_that_is_read():
             assert set(template.arguments) == set(form.values)
             assert f'"{form.keys[0]}": 1' in template.system
             assert ('"raw"' in template.system) is form.raw
+    template = template_of(YES_NO, None)
+    assert set(template.arguments) == set(YES_NO.values) and '"answer": "yes" or "no"' in template.system
     assert {path.stem for path in OURS.glob("*.yaml")} == {
-        form.ours for route in (*ROUTES.values(), GENERIC) for form in (route.text, route.image)
+        YES_NO.ours,
+        *(form.ours for route in (*ROUTES.values(), GENERIC) for form in (route.text, route.image)),
     }
 
 
@@ -634,6 +638,7 @@ def test_a_local_judge_may_be_a_config(local, tmp_path):
     [
         ({}, "judges.local.model: use: should name one of"),
         ("janus", "judges.local.model: should be a mapping such as"),
+        ({"config": "nothere"}, "file: 'nothere' was found neither"),
         ({"use": "jannus"}, "judges.local.model.use: models: 'jannus' is unknown; did you mean 'janus'"),
         ({"use": "janus", "dtyp": "x"}, "judges.local.model.dtyp: unknown key; did you mean 'dtype'"),
     ],

@@ -361,3 +361,31 @@ def test_items_that_are_scored_on_one_side_have_their_numbers(tmp_path: Path) ->
     assert found.before.over_direct["generation"].value == 1.0
     assert found.before.understanding is not None and found.before.understanding.value == 0.0
     assert "told_first" in rendered(outcome)
+
+
+def test_items_of_one_direction_are_asked_by_steps_that_lead_there_alone() -> None:
+    tags = {"hint": "think"}
+    told, drawn = (replace(ITEMS[0], id=str(d), tags=tags, directions=frozenset({d})) for d in (UND, GEN))
+    model = Asked(lambda p: "blue" if p.pictures else "red", lambda p: BLUE if p.text == "red" else RED)
+    how: dict[str, Any] = {"judge": ScriptedJudge(judge), "seed": 5}
+    direct = evaluate(model.umm, [told, drawn], **how)
+    model.told.clear(), model.drew.clear()
+    settings = {
+        "told": {"use": "tell_then_draw", "ask": "{tag_hint}", "draw": "{answer}"},
+        "drawn": {"use": "draw_then_tell", "draw": "{tag_hint}"},
+        "own": {"use": "self_judged"},
+        "thought": {"use": "think"},
+        "two": {"use": "samples", "k": 2},
+    }
+    nodes = {name: node(one) for name, one in settings.items()}
+    by = ask_by(nodes, model.umm, direct, **how)
+    first, second = by["told"].samples[0], by["drawn"].samples[0]
+    assert (direct.correct(drawn, GEN), first.correct(drawn, GEN)) == (False, True)
+    assert (direct.correct(told, UND), second.correct(told, UND)) == (False, True)
+    assert not any(one.alone for one in by.values())
+    assert by["told"].asked.keys() == {(drawn.id, GEN)} and by["drawn"].asked.keys() == {(told.id, UND)}
+    for one in by.values():
+        for sample in one.samples:
+            assert sample.verdicts.keys() == {(told.id, UND), (drawn.id, GEN)}
+    assert [text for text, *_ in model.drew].count("think") == 1
+    assert [text for text, *_ in model.told].count("think") == 1

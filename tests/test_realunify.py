@@ -87,6 +87,9 @@ def test_letters_are_judged_and_pictures_are_left_to_a_judge_that_looks(root: Pa
         "GEU_2": False,
     }
     assert all(result.correct(item, Direction.GENERATION) is None for item in items)
+    asked = {(item_id[:3], direction) for item_id, direction in result.responses}
+    assert asked == {("UEG", Direction.GENERATION), ("GEU", Direction.UNDERSTANDING)}
+    assert umm.calls == {Direction.UNDERSTANDING: 3, Direction.GENERATION: 3}
 
 
 def test_content_hash_covers_questions_and_pictures(root: Path) -> None:

@@ -127,6 +127,7 @@ def test_defaults_of_plug_ins_stand_in_the_resolved_recipe():
             "draw": None,
             "flawed": "refuse",
             "pictures": None,
+            "texts": None,
         },
         "intervention": {
             "use": "edit",

@@ -117,3 +117,24 @@ def test_the_interval_of_a_mean_over_samples_covers_it() -> None:
         assert found is not None
         covered += found.low <= 0.5 <= found.high
     assert 0.90 <= covered / runs <= 0.99
+
+
+def test_where_every_item_has_one_side_each_side_has_its_own_items() -> None:
+    told = [ItemVerdict("told", bool(RNG.random() < 0.6), None) for _ in range(30)]
+    drawn = [ItemVerdict("drawn", None, bool(RNG.random() < 0.3)) for _ in range(20)]
+    direct = [*told, *drawn, ItemVerdict("drawn", None, None)]
+    better = [item._replace(generation=True) if item.generation is False else item for item in direct]
+    found = Sampled({"direct": [direct], "better": [better]}, sides=SIDES, seed=0, replicates=200)
+    assert (found.n, found.unscored) == (50, 1)
+    assert found.of("direct", "gap") is None and found.minus("better", "direct", "gap") is None
+    for what, items in (("understanding", told), ("generation", drawn)):
+        share = found.of("direct", what)
+        assert share is not None and share.low < share.value < share.high
+        assert share.value == pytest.approx(fmean(bool(getattr(item, what)) for item in items))
+    same, more = (found.minus("better", "direct", what) for what in ("understanding", "generation"))
+    assert same is not None and (same.low, same.value, same.high) == (0, 0, 0)
+    shares = found.of("direct", "generation")
+    assert more is not None and shares is not None and more.value == pytest.approx(1 - shares.value)
+    # One item of both sides makes a gap, and all numbers are then of such items.
+    both = Sampled({"now": [[*direct, ItemVerdict("both", True, False)]]}, sides=SIDES, seed=0, replicates=10)
+    assert (both.n, both.unscored) == (1, 51) and both.of("now", "gap") is not None

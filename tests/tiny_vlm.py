@@ -96,12 +96,12 @@ def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
     )
 
 
-def _text(tokenizer: Any, **more: Any) -> dict[str, Any]:
+def _text(tokenizer: Any, layers: int, **more: Any) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": HIDDEN,
         "intermediate_size": 48,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 512,
@@ -112,13 +112,13 @@ def _text(tokenizer: Any, **more: Any) -> dict[str, Any]:
     }
 
 
-def _llava(tokenizer: Any) -> tuple[Any, Any]:
+def _llava(tokenizer: Any, layers: int) -> tuple[Any, Any]:
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16,
             patch_size=8, projection_dim=16,
         ),
-        text_config=LlamaConfig(**_text(tokenizer)),
+        text_config=LlamaConfig(**_text(tokenizer, layers)),
         image_token_id=tokenizer.image_token_id,
         image_seq_length=4,
     )  # fmt: skip
@@ -131,7 +131,7 @@ def _llava(tokenizer: Any) -> tuple[Any, Any]:
     return LlavaForConditionalGeneration(config), processor
 
 
-def _qwen(tokenizer: Any) -> tuple[Any, Any]:
+def _qwen(tokenizer: Any, layers: int) -> tuple[Any, Any]:
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
     config = Qwen2_5_VLConfig(
         vision_config={
@@ -139,7 +139,7 @@ def _qwen(tokenizer: Any) -> tuple[Any, Any]:
             "spatial_merge_size": 2, "window_size": 32, "out_hidden_size": HIDDEN,
             "fullatt_block_indexes": [1],
         },
-        text_config=_text(tokenizer, rope_parameters=rope),
+        text_config=_text(tokenizer, layers, rope_parameters=rope),
         image_token_id=tokenizer.image_token_id,
         video_token_id=tokenizer.video_token_id,
         vision_start_token_id=tokenizer.vision_start_token_id,
@@ -150,13 +150,13 @@ def _qwen(tokenizer: Any) -> tuple[Any, Any]:
     return Qwen2_5_VLForConditionalGeneration(config), processor
 
 
-def _internvl(tokenizer: Any) -> tuple[Any, Any]:
+def _internvl(tokenizer: Any, layers: int) -> tuple[Any, Any]:
     config = InternVLConfig(
         vision_config=InternVLVisionConfig(
             hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16,
             patch_size=4,
         ),
-        text_config=Qwen2Config(**_text(tokenizer)),
+        text_config=Qwen2Config(**_text(tokenizer, layers)),
         image_token_id=tokenizer.context_image_token_id,
         image_seq_length=4,
     )  # fmt: skip
@@ -167,12 +167,13 @@ def _internvl(tokenizer: Any) -> tuple[Any, Any]:
     return InternVLForConditionalGeneration(config), processor
 
 
-def save_tiny(family: str, folder: Path) -> Path:
+def save_tiny(family: str, folder: Path, *, layers: int = LAYERS) -> Path:
     """A checkpoint of the family in an empty folder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         tokenizer = tokenizer_of(family)
-        model, processor = {"llava": _llava, "qwen2_5_vl": _qwen, "internvl": _internvl}[family](tokenizer)
+        build = {"llava": _llava, "qwen2_5_vl": _qwen, "internvl": _internvl}[family]
+        model, processor = build(tokenizer, layers)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim > 1:  # wide enough for prompts and pictures to matter

@@ -3,10 +3,10 @@
     benchmark: {use: realunify, root: RealUnify}
 
 Reads the user's copy of UEG_direct.json, UEG_step.json, GEU_direct.json and GEU_step.json; the data may
-not be passed on. An item is scored on one side: a picture of UEG by its yes/no questions, all of which
-must agree (they stand in `target` for a judge that looks); an answer of GEU by its option's letter (judge
-`option_letter`). The other side's prompt is the stepwise one: writing the drawing prompt anew (UEG),
-editing the picture (GEU). Knows no models and no judges.
+not be passed on. An item is asked and scored on one side: a picture of UEG by its yes/no questions, all of
+which must agree (they stand in `target` for a judge that looks); an answer of GEU by its option's letter.
+The other side's prompt is the stepwise one, for protocols: writing the drawing prompt anew (UEG), editing the
+picture (GEU). Knows no models and no judges.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gapeval_lab.benchmarks.options import options_in
 from gapeval_lab.errors import UserError
 from gapeval_lab.gapeval_layout import is_there, picture_flaw
 from gapeval_lab.interfaces import Lesson
-from gapeval_lab.items import Item, PictureFile, Prompt, items_digest
+from gapeval_lab.items import Direction, Item, PictureFile, Prompt, items_digest
 
 UEG, GEU = "UEG", "GEU"
 PICTURE_KEYS = ("image", "image_path", "img", "images")
@@ -176,7 +176,8 @@ def _ueg(number: int, direct: Mapping[str, Any], step: Mapping[str, Any], tags: 
         generate=Prompt(direct["prompt"]),
         accepted=("(a picture to which every question has the right answer)",),
         target={"realunify": {"half": UEG, "questions": questions, "rule": "all"}},
-        tags={**tags, "scored": "generation"},
+        tags=tags,
+        directions=frozenset({Direction.GENERATION}),
     )
 
 
@@ -207,5 +208,6 @@ def _geu(
         accepted=(answer.upper(),),
         target={"realunify": {"half": GEU, "rule": "option_letter"}},
         choices=choices,
-        tags={**tags, "scored": "understanding"},
+        tags=tags,
+        directions=frozenset({Direction.UNDERSTANDING}),
     )

@@ -130,6 +130,11 @@ class EasyEdit(BaseModel):
             raise ValueError("layer and layers are both given; leave one out")
         return self
 
+    @property
+    def needs_texts(self) -> bool:
+        """MEMIT and its kin read second moments in any case; ROME only where a hyperparameter says so."""
+        return METHODS[self.method].spread
+
     def check(self, umm: UMM) -> None:
         """Refuse a model or an EasyEdit that the settings do not fit; reads EasyEdit's modules once.
 

@@ -100,6 +100,11 @@ class EditSettings(BaseModel):
         return self
 
     @property
+    def needs_texts(self) -> bool:
+        """Second moments are taken over texts."""
+        return True
+
+    @property
     def direction(self) -> str:
         """The side that the values are sought for."""
         if not self.picture_factor:

@@ -12,8 +12,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gapeval_lab.errors import UserError
+from gapeval_lab.gapeval_layout import plain
 from gapeval_lab.items import Direction, Item, Picture, Response
 from gapeval_lab.validation import did_you_mean
+
+WORLD = ("animal", "cartoon", "celebrity", "landmark")
+"""Kinds of world knowledge, which may stand as categories of their own."""
+
+CHOICE = ("mmlu", "mmmu")
+"""Kinds of reasoning that are judged alike, and published under both names at once."""
 
 Shown = Literal["problem", "reference", "answer"]
 
@@ -220,10 +227,12 @@ ROUTES: Mapping[str, Route] = {
                 copy=True,
             ),
         ),
-        *(_world_knowledge(kind) for kind in ("animal", "cartoon", "celebrity", "landmark")),
+        *(_world_knowledge(kind) for kind in WORLD),
     )
 }
 """GapEval's published categories; a subcategory follows a stroke where it matters."""
+
+_BY_NAME = {plain(name): route for name, route in ROUTES.items()}
 
 GENERIC = Route(
     "generic",
@@ -288,11 +297,14 @@ def route_of(item: Item) -> Route:
     if not said:
         return GENERIC
     category, kind = str(said["category"]), str(said.get("subcategory") or "")
-    if category == "counting":  # as published: every other kind is judged as objects
-        return ROUTES["counting/animal" if kind == "Animals Counting" else "counting/object"]
-    if category.lower().replace("_", " ") == "world knowledge":
-        category, kind = "world knowledge", kind.lower()
-    route = ROUTES.get(category) or ROUTES.get(f"{category}/{kind}")
+    first, second = plain(category), plain(kind)
+    if first == "counting":  # as published: every other kind is judged as objects
+        return ROUTES["counting/animal" if second == "animals counting" else "counting/object"]
+    if first in WORLD:
+        first, second = "world knowledge", first
+    if second in CHOICE:
+        second = "/".join(CHOICE)
+    route = _BY_NAME.get(first) or _BY_NAME.get(f"{first}/{second}")
     if route is None:
         name = f"{category}/{kind}" if kind else category
         raise UserError(

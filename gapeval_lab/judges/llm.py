@@ -20,7 +20,16 @@ from gapeval_lab.endpoint import CallFailed, ChatEndpoint, CostReached, Ledger
 from gapeval_lab.endpoint_client import Caller, Job, run_jobs
 from gapeval_lab.endpoint_pictures import estimate_tokens
 from gapeval_lab.items import Item, Response, Verdict
-from gapeval_lab.judges.conversation import UNREADABLE, Judged, Protocol, Question, conversation, question_of
+from gapeval_lab.judges.conversation import (
+    UNREADABLE,
+    Judged,
+    Protocol,
+    Question,
+    conversation,
+    questions_of,
+    together,
+)
+from gapeval_lab.judges.gapeval_routes import route_of
 from gapeval_lab.judges.prompt_files import digest_of_all, folder_of
 from gapeval_lab.judges.verdict_cache import VerdictCache
 
@@ -35,7 +44,7 @@ class Estimate:
     Attributes:
         pairs: responses.
         decided: of them, those that no judge has to see, such as errors.
-        cached: of them, those whose verdict is on disk.
+        cached: questions about the others whose verdict is on disk.
         calls: what is left; repairs of unreadable replies and retries come on top.
         pictures: that are sent.
         prompt_tokens: from, to; roughly, since no tokenizer is asked.
@@ -85,7 +94,7 @@ class LlmJudge(ChatEndpoint):
             UserError: the endpoint cannot be used, the cost limit is reached, or a template does not fit.
         """
         sorted_out = self._sort_out(pairs)
-        verdicts, waiting = sorted_out.verdicts, sorted_out.waiting
+        waiting = sorted_out.waiting
         questions = [group[0] for group in waiting.values()]
         jobs = [self._job(question.question, key) for key, question in zip(waiting, questions, strict=True)]
         results = run_jobs(self, jobs, ledger=self.ledger)
@@ -93,8 +102,22 @@ class LlmJudge(ChatEndpoint):
             if isinstance(result, CostReached):
                 raise result
             for asked in group:
-                verdicts[asked.place] = asked.verdict(result)
+                sorted_out.said[asked.place][asked.number] = asked.verdict(result)
+        verdicts = sorted_out.verdicts | {
+            place: together(questions, [sorted_out.said[place][number] for number in range(len(questions))])
+            for place, questions in sorted_out.asked.items()
+        }
         return [verdicts[place] for place in range(len(pairs))]
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Refuse to begin without the key, or with items that no template fits.
+
+        Raises:
+            UserError: the environment variable holds no key, or an item's category is not known.
+        """
+        self.key()
+        for item in items:
+            route_of(item)
 
     def settings(self) -> dict[str, Any]:
         """What verdicts depend on: not the pace, the prices or where things lie."""
@@ -153,24 +176,26 @@ class LlmJudge(ChatEndpoint):
 
     def _sort_out(self, pairs: Sequence[tuple[Item, Response]]) -> _SortedOut:
         """Verdicts that stand already, and what is to be asked: equal questions once."""
-        found = _SortedOut({}, {})
+        found = _SortedOut({}, {}, {}, {})
         for place, (item, response) in enumerate(pairs):
-            asked = question_of(item, response, prompt_dir=self.prompt_dir, protocol=self.protocol)
+            asked = questions_of(item, response, prompt_dir=self.prompt_dir, protocol=self.protocol)
             if isinstance(asked, Verdict):
                 found.verdicts[place] = asked
                 found.decided += 1
                 continue
-            key = self._key(asked)
-            pending = _Pending(place, item.id, response, asked)
-            if key in found.waiting:
-                found.waiting[key].append(pending)
-                continue
-            row = self._kept.get(key)
-            if row is None:
-                found.waiting[key] = [pending]
-            else:
-                found.cached += 1
-                found.verdicts[place] = pending.verdict(row)
+            found.asked[place], found.said[place] = asked, {}
+            for number, question in enumerate(asked):
+                key = self._key(question)
+                pending = _Pending(place, number, item.id, response, question)
+                if key in found.waiting:
+                    found.waiting[key].append(pending)
+                    continue
+                row = self._kept.get(key)
+                if row is None:
+                    found.waiting[key] = [pending]
+                else:
+                    found.cached += 1
+                    found.said[place][number] = pending.verdict(row)
         return found
 
     def _job(self, question: Question, key: str) -> Job[Mapping[str, Any]]:
@@ -195,9 +220,10 @@ class LlmJudge(ChatEndpoint):
 
 @dataclass(frozen=True)
 class _Pending:
-    """A pair that waits for its verdict, and its place in the list."""
+    """A question that waits for its verdict: its pair's place in the list, and its own number there."""
 
     place: int
+    number: int
     item_id: str
     response: Response
     question: Question
@@ -211,9 +237,17 @@ class _Pending:
 
 @dataclass
 class _SortedOut:
-    """Pairs, sorted out before anything is asked."""
+    """Pairs by their place, sorted out before anything is asked.
+
+    Attributes:
+        verdicts: of pairs about which there is nothing to ask.
+        asked: the questions about each of the others; said: verdicts on them so far, by number.
+        waiting: key -> equal questions that are yet to be asked, once.
+    """
 
     verdicts: dict[int, Verdict]
+    asked: dict[int, Sequence[Question]]
+    said: dict[int, dict[int, Verdict]]
     waiting: dict[str, list[_Pending]]
     decided: int = 0
     cached: int = 0

@@ -21,7 +21,16 @@ from gapeval_lab.endpoint_pictures import Message
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import UMM, Weightless
 from gapeval_lab.items import Direction, Item, Prompt, Response, Verdict
-from gapeval_lab.judges.conversation import UNREADABLE, Judged, Protocol, Question, conversation, question_of
+from gapeval_lab.judges.conversation import (
+    UNREADABLE,
+    Judged,
+    Protocol,
+    Question,
+    conversation,
+    questions_of,
+    together,
+)
+from gapeval_lab.judges.gapeval_routes import route_of
 from gapeval_lab.judges.prompt_files import digest_of_all, folder_of
 from gapeval_lab.judges.verdict_cache import VerdictCache
 from gapeval_lab.nested import ModelNode
@@ -34,7 +43,7 @@ class LocalJudge(BaseModel):
     """Asks a model plug-in on this machine.
 
     Attributes:
-        model: a node as in a recipe, such as {use: janus, weights: ...} or {config: name}.
+        model: a node as in a recipe, such as {use: janus, weights: ...} or {config: qwen2_5_vl_7b}.
         prompt_dir, protocol, parse_retries: as of the judge behind an endpoint.
         seed: of the answers.
         cache: where verdicts are kept; null: in the folder of runs.
@@ -63,28 +72,44 @@ class LocalJudge(BaseModel):
             UserError: the model cannot be loaded or does not answer in text, or a template does not fit.
         """
         verdicts: dict[int, Verdict] = {}
-        waiting: dict[str, list[tuple[int, Verdict, Question]]] = {}
+        groups: dict[int, Sequence[Question]] = {}
+        said: dict[int, dict[int, Verdict]] = {}
+        waiting: dict[str, list[tuple[int, int, Verdict, Question]]] = {}
         for place, (item, response) in enumerate(pairs):
-            asked = question_of(item, response, prompt_dir=self.prompt_dir, protocol=self.protocol)
+            asked = questions_of(item, response, prompt_dir=self.prompt_dir, protocol=self.protocol)
             if isinstance(asked, Verdict):
                 verdicts[place] = asked
                 continue
-            blank, key = Verdict(item.id, response.direction, None), self._key(asked)
-            row = None if key in waiting else self._kept.get(key)
-            if row is None:
-                waiting.setdefault(key, []).append((place, blank, asked))
-            else:
-                verdicts[place] = replace(blank, correct=row["correct"], reason=row["reason"])
+            groups[place], said[place] = asked, {}
+            blank = Verdict(item.id, response.direction, None)
+            for number, question in enumerate(asked):
+                key = self._key(question)
+                row = None if key in waiting else self._kept.get(key)
+                if row is None:
+                    waiting.setdefault(key, []).append((place, number, blank, question))
+                else:
+                    said[place][number] = replace(blank, correct=row["correct"], reason=row["reason"])
         keys = list(waiting)
         for start in range(0, len(keys), CHUNK):
             part = keys[start : start + CHUNK]
-            ends = self._judge([waiting[key][0][2] for key in part])
+            ends = self._judge([waiting[key][0][3] for key in part])
             for key, judged in zip(part, ends, strict=True):
                 if isinstance(judged, Judged) and judged.found is not None:
                     self._kept.put(key, judged.row)
-                for place, blank, _ in waiting[key]:
-                    verdicts[place] = _verdict(blank, judged)
+                for place, number, blank, _ in waiting[key]:
+                    said[place][number] = _verdict(blank, judged)
+        for place, questions in groups.items():
+            verdicts[place] = together(questions, [said[place][number] for number in range(len(questions))])
         return [verdicts[place] for place in range(len(pairs))]
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Refuse items that no template fits; the model is loaded when there is something to judge.
+
+        Raises:
+            UserError: an item's category is not known.
+        """
+        for item in items:
+            route_of(item)
 
     def settings(self) -> dict[str, Any]:
         """What verdicts depend on, the model's weights among it: loads the model.

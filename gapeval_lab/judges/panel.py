@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from gapeval_lab import registry
-from gapeval_lab.interfaces import Judge
+from gapeval_lab.interfaces import Checked, Judge
 from gapeval_lab.items import Item, Response, Verdict
 from gapeval_lab.nested import JudgeNode
 
@@ -58,6 +58,12 @@ class Panel(BaseModel):
     def __call__(self, pairs: Sequence[tuple[Item, Response]]) -> list[Verdict]:
         """One verdict per pair; its reason tells how each judge voted."""
         return self.decide(self.votes(pairs))
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Every member's own check."""
+        for judge in self.members.values():
+            if isinstance(judge, Checked):
+                judge.check(items)
 
     def votes(self, pairs: Sequence[tuple[Item, Response]]) -> dict[str, list[Verdict]]:
         """What each judge says about each pair."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.judges.gapeval_routes import GENERIC, ROUTES, Form
+from gapeval_lab.judges.realunify_rule import YES_NO
 from gapeval_lab.yaml_file import parse
 
 OURS = Path(__file__).parent / "templates"
@@ -128,9 +129,9 @@ def _are_names(value: Any) -> bool:
 
 def digest_of_all(prompt_dir: Path | None) -> str:
     """A hash of every template that may be used; one that is missing counts as such."""
+    forms = [form for route in (*ROUTES.values(), GENERIC) for form in (route.text, route.image)]
     digests = {}
-    for route in (*ROUTES.values(), GENERIC):
-        for form in (route.text, route.image):
-            path = _path(form, prompt_dir)
-            digests[form.authors or form.ours] = _read(path).digest if path.is_file() else None
+    for form in (*forms, YES_NO):
+        path = _path(form, prompt_dir)
+        digests[form.authors or form.ours] = _read(path).digest if path.is_file() else None
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()

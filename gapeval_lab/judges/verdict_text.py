@@ -13,6 +13,7 @@ from typing import Any
 RIGHT = (True, 1, "1", "true")
 WRONG = (False, 0, "0", "false")
 RAW = "raw"
+YES_NO = ("yes", "no")
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,16 @@ class Found:
     reason: str
 
 
-def read_verdict(text: str, *, keys: Sequence[str], raw: bool = False) -> Found | None:
+def read_verdict(
+    text: str, *, keys: Sequence[str], raw: bool = False, wanted: str | None = None
+) -> Found | None:
     """The verdict in a judge's reply; None where there is none.
 
     Args:
         text: the reply.
         keys: names under which the verdict may stand; an object in which two of them differ is none.
         raw: "raw" is allowed, too, and means wrong.
+        wanted: the verdict is "yes" or "no" instead, and right if it is this one.
     """
     decoder, place, found = json.JSONDecoder(), 0, None
     while (place := text.find("{", place)) >= 0:
@@ -38,16 +42,16 @@ def read_verdict(text: str, *, keys: Sequence[str], raw: bool = False) -> Found 
         except (ValueError, RecursionError):
             place += 1
             continue
-        verdict = _verdict(value, keys, raw)
+        verdict = _verdict(value, keys, raw, wanted)
         # An object without a verdict may hold one that has it.
         found, place = (found, place + 1) if verdict is None else (verdict, end)
     return found
 
 
-def _verdict(value: Any, keys: Sequence[str], raw: bool) -> Found | None:
+def _verdict(value: Any, keys: Sequence[str], raw: bool, wanted: str | None) -> Found | None:
     if not isinstance(value, dict):
         return None
-    read = {_correct(value[key], raw) for key in keys if key in value}
+    read = {_correct(value[key], raw, wanted) for key in keys if key in value}
     if len(read) != 1 or None in read:
         return None
     (correct,) = read
@@ -59,8 +63,10 @@ def _verdict(value: Any, keys: Sequence[str], raw: bool) -> Found | None:
     return Found(bool(correct), words)
 
 
-def _correct(value: Any, raw: bool) -> bool | None:
+def _correct(value: Any, raw: bool, wanted: str | None) -> bool | None:
     plain = value.strip().lower() if isinstance(value, str) else value
+    if wanted is not None:
+        return plain == wanted if isinstance(plain, str) and plain in YES_NO else None
     if not isinstance(plain, str | bool | int | float):
         return None
     if raw and plain == RAW:
