@@ -233,8 +233,8 @@ def _stage(chosen: FactsNode, node: Node, benchmark: Benchmark) -> Stage:
     texts_hash = hashlib.sha256("\n".join(texts).encode()).hexdigest() if chosen.texts else None
     if not texts and isinstance(intervention, ReadsTexts) and intervention.needs_texts:
         raise UserError(
-            f"facts.texts: missing; {node.use} takes second moments over texts and {benchmark.name} has none;"
-            " name a file with one text per line, such as texts/everyday.txt"
+            f"facts.texts: missing; {node.use} as it is set needs texts of the domain and {benchmark.name} "
+            "has none; name a file with one text per line, such as texts/everyday.txt"
         )
     stage = Stage(facts, intervention, left_out=left_out, texts=texts, texts_hash=texts_hash)
     if intervention.kind != "inject" and intervention.direction == "text":

@@ -131,12 +131,17 @@ def replay_of(benchmark: Benchmark, facts: Sequence[Fact]) -> list[Lesson]:
 
 
 def anchors_of(benchmark: Benchmark, facts: Sequence[Fact], texts: Sequence[str] | None = None) -> list[str]:
-    """Texts of the domain, None: the benchmark's, that name nobody whom a fact or one of its probes names."""
+    """Texts of the domain, None: the benchmark's, that name nobody whom a fact or one of its probes names.
+
+    Whom a probe names is known of the facts' subjects and of those whom the benchmark rehearses; of a text of
+    the user's own, beside that, whether it is the very question of a probe.
+    """
     texts = benchmark.training_texts() if texts is None else texts
     asked = _asked(facts)
     known = {fact.subject for fact in facts} | {lesson.about for lesson in benchmark.rehearsal()}
     named = [name for name in known if name in asked]
-    return [text for text in texts if not any(name in text for name in named)]
+    questions = set(asked.split("\n"))
+    return [text for text in texts if text not in questions and not any(name in text for name in named)]
 
 
 def _asked(facts: Sequence[Fact]) -> str:

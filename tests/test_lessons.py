@@ -94,6 +94,15 @@ def test_replay_and_anchors_name_nobody_whom_a_probe_names(facts: tuple[Fact, ..
     assert 0 < len(anchors) < len(WORLD.training_texts())
     assert not any(name in text for name in asked for text in anchors)
     assert set(anchors) <= set(WORLD.training_texts())
+    own = [f"Who is {facts[0].subject}?", "What is ice?", facts[0].derived[0].understand.text]
+    assert anchors_of(WORLD, facts, own) == ["What is ice?"]
+
+
+def test_a_text_of_the_users_own_that_is_a_probe_is_no_anchor() -> None:
+    facts = read_facts("facts/visible_facts.jsonl")
+    near = facts[0].neighbours[0].understand.text
+    assert facts[0].subject not in near
+    assert anchors_of(WORLD, facts, [near, "What is ice?", f"A {facts[0].subject}."]) == ["What is ice?"]
 
 
 def test_a_folder_of_pictures_stands_for_the_benchmarks_drawings(

@@ -255,13 +255,18 @@ def test_texts_of_the_users_own(
     def made(*more: str) -> Bench:
         return prepared("vlm_rome", [*settings, *more], root=root, judge=judge, kept=tmp_path / "kept")
 
-    with pytest.raises(UserError, match=r"facts.texts: missing; rome takes .* and gapeval has none"):
+    with pytest.raises(UserError, match=r"facts.texts: missing; rome .* needs texts .* gapeval has none"):
         made("facts.texts=null")
-    needy = {
-        "MEMIT": True,
-        "ROME": False,
-        "FT": False,
-    }  # ROME's own moments are a matter of its hyperparameters
+    with pytest.raises(UserError, match=r"facts.texts: missing; lora .* needs texts"):
+        prepared(
+            "vlm_lora",
+            [*settings, "intervention.kl_factor=0.1"],
+            root=root,
+            judge=judge,
+            kept=tmp_path / "kept",
+        )
+    # Whether ROME of EasyEdit takes moments is a matter of its hyperparameters.
+    needy = {"MEMIT": True, "ROME": False, "FT": False}
     assert {name: EasyEdit.model_validate({"method": name}).needs_texts for name in needy} == needy
     file = tmp_path / "mine.txt"
     file.write_text("one text\n\n one text \nanother\n")

@@ -80,6 +80,11 @@ class TrainingSettings(BaseModel):
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(default=25, ge=1)
 
+    @property
+    def needs_texts(self) -> bool:
+        """The divergence is taken on texts of the domain."""
+        return self.kl_factor > 0
+
 
 Loss = Callable[[Sequence[Example], Direction], Tensor]
 """(batch,) losses in nats, differentiable, of examples of one direction."""
