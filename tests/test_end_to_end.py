@@ -1,5 +1,7 @@
-"""Whole runs on the shipped model, an edit and an injection, through the command line, in fresh processes."""
+"""Whole runs on the shipped model, an edit and an injection, through the command line."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -12,6 +14,8 @@ from typing import Any
 
 import pytest
 from engines import NEEDS_EASYEDIT
+
+from gapeval_lab import cli
 
 EDIT = ("--recipe", "rome_world_knowledge", "--limit", "16", "evaluation.official=false")
 INJECT = (
@@ -36,6 +40,21 @@ def finish(home: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
     return done.stdout, json.loads((home / "outcome.json").read_text())
 
 
+def finish_here(home: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
+    """`finish` in this process, where the library is imported already: what others are compared with."""
+    words, environment = command(home, "--json", str(home / "outcome.json"), *arguments)
+    home.mkdir(exist_ok=True)
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", words[2:])
+        patch.setenv("GAPEVAL_LAB_HOME", environment["GAPEVAL_LAB_HOME"])
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert not ended.value.code
+    return printed.getvalue(), json.loads((home / "outcome.json").read_text())
+
+
 def numbers(outcome: dict[str, Any]) -> dict[str, Any]:
     """Everything that must not depend on when and where the run was."""
     left_out = {"run_id", "started", "seconds", "peak_memory_gib", "git_revision", "recipe_text"}
@@ -45,7 +64,7 @@ def numbers(outcome: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str, Any]]:
     home = tmp_path_factory.mktemp("whole")
-    return home, *finish(home, *EDIT)
+    return home, *finish_here(home, *EDIT)
 
 
 def test_the_run_prints_and_stores_what_shifted(whole: tuple[Path, str, dict[str, Any]]) -> None:
@@ -91,7 +110,7 @@ def test_killed_again_and_again_it_continues_to_the_same_numbers(
 def test_an_injection_killed_while_it_trains_ends_with_the_same_adapter(tmp_path: Path) -> None:
     """kill -9 after some updates, then the same command again, beside a run that nobody killed."""
     one, two = tmp_path / "one", tmp_path / "two"
-    printed, whole = finish(one, *INJECT)
+    printed, whole = finish_here(one, *INJECT)
     kill_when(lambda: bool(list(two.rglob("checkpoint.pt"))), two, *INJECT)
     assert not list(two.rglob("delta.safetensors")), "it should have been killed before its end"
     _, resumed = finish(two, *INJECT)
