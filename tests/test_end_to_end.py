@@ -33,15 +33,7 @@ def command(home: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
 
 
 def finish(home: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
-    """Run to the end; what it printed and its Outcome."""
-    words, environment = command(home, "--json", str(home / "outcome.json"), *arguments)
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads((home / "outcome.json").read_text())
-
-
-def finish_here(home: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
-    """`finish` in this process, where the library is imported already: what others are compared with."""
+    """Run to the end in this process, which has the library imported; what it printed and its Outcome."""
     words, environment = command(home, "--json", str(home / "outcome.json"), *arguments)
     home.mkdir(exist_ok=True)
     printed = io.StringIO()
@@ -64,7 +56,7 @@ def numbers(outcome: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str, Any]]:
     home = tmp_path_factory.mktemp("whole")
-    return home, *finish_here(home, *EDIT)
+    return home, *finish(home, *EDIT)
 
 
 def test_the_run_prints_and_stores_what_shifted(whole: tuple[Path, str, dict[str, Any]]) -> None:
@@ -110,7 +102,7 @@ def test_killed_again_and_again_it_continues_to_the_same_numbers(
 def test_an_injection_killed_while_it_trains_ends_with_the_same_adapter(tmp_path: Path) -> None:
     """kill -9 after some updates, then the same command again, beside a run that nobody killed."""
     one, two = tmp_path / "one", tmp_path / "two"
-    printed, whole = finish_here(one, *INJECT)
+    printed, whole = finish(one, *INJECT)
     kill_when(lambda: bool(list(two.rglob("checkpoint.pt"))), two, *INJECT)
     assert not list(two.rglob("delta.safetensors")), "it should have been killed before its end"
     _, resumed = finish(two, *INJECT)
