@@ -145,11 +145,15 @@ def list_(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A recipe, a run, or an outcome's folder or file.")],
+    name: Annotated[str, typer.Argument(help="A recipe, a run, last, or an outcome's folder or file.")],
     overrides: Overrides = None,
 ) -> None:
     """Print a run's result, or a recipe with every default filled in."""
     place = next((p for p in (Path(name), home() / "outcomes" / name) if _holds_outcome(p)), None)
+    if name == "last":
+        from gapeval_lab.stored_runs import find_run
+
+        place = find_run(name, home())
     if place is not None:
         from gapeval_lab.outcome import Outcome
         from gapeval_lab.report import draw_outcome

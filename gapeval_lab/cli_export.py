@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 import typer
 
 from gapeval_lab.cli_common import home, short
-from gapeval_lab.errors import UserError
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="A run, or an outcome's folder.")],
+    run: Annotated[str, typer.Argument(help="A run (or how its name begins), last, or an outcome's folder.")],
     out: Annotated[Path, typer.Option(help="Folder: a new one, or a copy of the published set.")],
     layout: Annotated[
         Literal["gapeval"], typer.Option(help="How the folder is laid out: as GapEval is published.")
@@ -25,27 +24,11 @@ def export(
 ) -> None:
     """Write a run's answers as folders that the benchmark's own scripts, and {use: replay}, read."""
     from gapeval_lab.export_gapeval import export_run
+    from gapeval_lab.stored_runs import find_run
 
-    folder = _folder(run)
-    done = export_run(folder, out, phase=phase, model=model)
+    done = export_run(find_run(run, home()), out, phase=phase, model=model)
     print(
         f"{done.items} items, answered {done.phase}: {done.texts} texts and {done.pictures} pictures in "
         f"{short(out)}/data_*/{done.model} (layout {layout})"
     )
     print(f"a recipe measures them with: model: {{use: replay, root: {short(out)}, model: {done.model}}}")
-
-
-def _folder(run: str) -> Path:
-    """The folder of a run's outcome."""
-    from gapeval_lab.validation import did_you_mean
-
-    given = Path(run)
-    places = (given.parent if given.name == "outcome.json" else given, home() / "outcomes" / run)
-    found = next((place for place in places if (place / "outcome.json").is_file()), None)
-    if found is None:
-        known = [path.parent.name for path in (home() / "outcomes").glob("*/outcome.json")]
-        raise UserError(
-            f"run: '{run}' is neither a run nor an outcome's folder{did_you_mean(run, known)} (list them "
-            "with: gapeval-lab ls runs)"
-        )
-    return found

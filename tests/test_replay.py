@@ -389,5 +389,8 @@ def test_the_command(
     assert call("there-1", "--layout", "gapeval", "--out", str(tmp_path / "out"), "--phase", "before") == 0
     assert "14 items, answered before: 14 texts and 14 pictures" in capsys.readouterr().out
     assert (tmp_path / "out" / "data_14" / "scripted-before" / "output.png").is_file()
+    for name in ("last", "there"):  # as other commands call a run
+        assert call(name, "--out", str(tmp_path / name), "--phase", "before") == 0
+        assert "14 items, answered before" in capsys.readouterr().out
     assert call("there-2", "--out", str(tmp_path / "out")) == 2
     assert "did you mean 'there-1'" in capsys.readouterr().err
