@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.items import Direction, Prompt, image_digest
-from gapeval_lab.models.sequences import Asked, first_id, joined, left_padded, stops_at, without_specials
+from gapeval_lab.models.sequences import Asked, TokenLayout, first_id, stops_at, without_specials
 
 SYSTEM: Final = "You are a helpful assistant."
 """What Emu3-Chat was trained to be told first; a checkpoint's template may leave it out."""
@@ -41,7 +41,7 @@ _PASS_AREA: Final = 512 * 512
 the trunk."""
 
 
-class Layout:
+class Layout(TokenLayout):
     """Token sequences of one loaded Emu3.
 
     Args:
@@ -54,7 +54,7 @@ class Layout:
     """
 
     def __init__(self, model: Any, processor: Any, size: tuple[int, int] | None) -> None:
-        self._model, self._processor, self._tokenizer = model, processor, processor.tokenizer
+        super().__init__(model, processor)
         tokenizer, generation = self._tokenizer, model.generation_config
         self._vq, mapping = model.model.vqmodel, model.model.vocabulary_mapping
         self.image_id: int = mapping.image_token_id
@@ -167,29 +167,6 @@ class Layout:
     def _head(self, rows: int, columns: int) -> str:
         processor = self._processor
         return f"{processor.image_start_token}{rows}*{columns}{processor.fake_token_around_image}"
-
-    def reply(self, asked: Asked, answer: str) -> Asked:
-        """The prompt with a text answer after it, without eos.
-
-        Raises:
-            UserError: the answer holds the picture placeholder.
-        """
-        whole = joined(asked, answer, tokenizer=self._tokenizer, specials=self._specials)
-        if self.image_id in whole.ids[len(asked.ids) :]:
-            raise UserError(
-                f"examples: the answer '{answer}' holds '{self._processor.image_token}', which stands for a "
-                "picture; take it out"
-            )
-        return whole
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of answer tokens, special and visual tokens left out."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text.strip()
-
-    def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Rows padded on the left: ids and mask, both (batch, length), on the model's device."""
-        return left_padded(rows, pad=self.pad_id, device=self._model.device)
 
     # ----------------------------------------------------------------------------- visual tokens
     def tokens(self, codes: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import Emu3Config, Emu3ForConditionalGeneration
 
 from gapeval_lab.errors import UserError
-from gapeval_lab.interfaces import Backbone, Drawing, Encoded, Sites
+from gapeval_lab.interfaces import Backbone, Drawing, Sites
 from gapeval_lab.items import Direction, Example, Prompt
 from gapeval_lab.models.checkpoint import check_checkpoint, find_checkpoint, find_config, unusable
 from gapeval_lab.models.decode import Stepper, continue_text, draw_codes, pieces, positions
@@ -38,6 +38,7 @@ from gapeval_lab.models.sequences import (
     check_answers,
     encoded,
     encoded_drawings,
+    encoded_logits,
     same_length,
     text_losses,
 )
@@ -214,7 +215,7 @@ class LoadedEmu3:
             sites=sites_in(self.model),
             hidden_size=config.hidden_size,
             encode=lambda questions, targets: encoded(self.layout, questions, targets),
-            logits=self._logits,
+            logits=lambda encoded: encoded_logits(self.model, encoded),
             tokenizer=self.processor.tokenizer,
             encode_drawings=lambda prompts, pictures: Drawing(
                 encoded_drawings(self.layout, prompts), self.layout.codes(pictures)
@@ -223,17 +224,6 @@ class LoadedEmu3:
                 drawing.prompt.input_ids, drawing.prompt.attention_mask, drawing.codes
             ),
         )
-
-    def _logits(self, encoded: Encoded) -> Tensor:
-        mask = encoded.attention_mask
-        # Through the root, so that whatever wraps it has its say.
-        logits: Tensor = self.model(
-            input_ids=encoded.input_ids,
-            attention_mask=mask,
-            position_ids=positions(mask),
-            use_cache=False,
-        ).logits
-        return logits
 
     def save(self, folder: Path) -> None:
         """Write weights, tokenizer and picture settings as a checkpoint that `load` reads."""

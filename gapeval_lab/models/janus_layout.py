@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.items import Direction, Prompt, image_digest
-from gapeval_lab.models.sequences import Asked, first_id, joined, left_padded, stops_at, without_specials
+from gapeval_lab.models.sequences import Asked, TokenLayout, first_id, stops_at, without_specials
 
 SEEN_AT_ONCE: Final = 32
 DRAWN_AT_ONCE: Final = 8
@@ -30,11 +30,11 @@ DRAWN_AT_ONCE: Final = 8
 far more memory than the trunk does."""
 
 
-class Layout:
+class Layout(TokenLayout):
     """Token sequences of one loaded Janus."""
 
     def __init__(self, model: Any, processor: Any) -> None:
-        self._model, self._processor, self._tokenizer = model, processor, processor.tokenizer
+        super().__init__(model, processor)
         tokenizer, generation = self._tokenizer, model.generation_config
         self.image_id: int = model.config.image_token_id
         self.boi_id: int = tokenizer.convert_tokens_to_ids(processor.image_start_token)
@@ -89,25 +89,6 @@ class Layout:
         return text.replace(
             processor.image_token, f"{processor.image_start_token}{run}{processor.image_end_token}"
         )
-
-    def reply(self, asked: Asked, answer: str) -> Asked:
-        """The prompt with a text answer after it, without eos."""
-        whole = joined(asked, answer, tokenizer=self._tokenizer, specials=self._specials)
-        if self.image_id in whole.ids[len(asked.ids) :]:
-            raise UserError(
-                f"examples: the answer '{answer}' holds '{self._processor.image_token}', which stands for a "
-                "picture; take it out"
-            )
-        return whole
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of answer tokens, special tokens left out."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text.strip()
-
-    def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Rows padded on the left: ids and mask, both (batch, length), on the model's device."""
-        return left_padded(rows, pad=self.pad_id, device=self._model.device)
 
     def unconditional(self, ids: Tensor) -> Tensor:
         """The guidance branch's prompt: every token but bos and boi replaced by pad, as trained."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import JanusConfig, JanusForConditionalGeneration
 
-from gapeval_lab.interfaces import Backbone, Drawing, Encoded, Sites
+from gapeval_lab.interfaces import Backbone, Drawing, Sites
 from gapeval_lab.items import Direction, Example, Prompt
 from gapeval_lab.models.checkpoint import EMBEDDED_FOLDER, check_checkpoint, find_checkpoint, find_config
 from gapeval_lab.models.decode import Stepper, continue_text, pieces, positions
@@ -38,6 +38,7 @@ from gapeval_lab.models.sequences import (
     check_answers,
     encoded,
     encoded_drawings,
+    encoded_logits,
     same_length,
     text_losses,
 )
@@ -208,7 +209,7 @@ class LoadedJanus:
             sites=sites_in(self.model),
             hidden_size=self.model.config.text_config.hidden_size,
             encode=lambda questions, targets: encoded(self.layout, questions, targets),
-            logits=self._logits,
+            logits=lambda encoded: encoded_logits(self.model, encoded),
             tokenizer=self.processor.tokenizer,
             encode_drawings=self._encode_drawings,
             drawing_loss=lambda drawing: self._codes_loss(
@@ -218,17 +219,6 @@ class LoadedJanus:
 
     def _encode_drawings(self, prompts: Sequence[str], pictures: Sequence[Image.Image]) -> Drawing:
         return Drawing(encoded_drawings(self.layout, prompts), self.layout.codes(pictures))
-
-    def _logits(self, encoded: Encoded) -> Tensor:
-        mask = encoded.attention_mask
-        # Through the root, so that whatever wraps it has its say.
-        logits: Tensor = self.model(
-            input_ids=encoded.input_ids,
-            attention_mask=mask,
-            position_ids=positions(mask),
-            use_cache=False,
-        ).logits
-        return logits
 
     def save(self, folder: Path) -> None:
         """Write weights, tokenizer and picture settings as a checkpoint that `load` reads."""

@@ -19,6 +19,7 @@ from torch.nn import functional
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import Encoded
 from gapeval_lab.items import Direction, Example, Prompt
+from gapeval_lab.models.decode import positions
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,45 @@ class Asks(Protocol):
     def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Rows padded on the left: ids and mask, both (batch, length)."""
         ...
+
+
+class TokenLayout:
+    """What layouts share whose answers and pictures are tokens of the model's own. A family adds `ask`.
+
+    Attributes:
+        image_id: the placeholder of a picture in a prompt.
+        pad_id: what rows are filled up with.
+    """
+
+    image_id: int
+    pad_id: int
+    _specials: AbstractSet[int]
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self._model, self._processor, self._tokenizer = model, processor, processor.tokenizer
+
+    def reply(self, asked: Asked, answer: str) -> Asked:
+        """The prompt with a text answer after it, without eos.
+
+        Raises:
+            UserError: the answer holds the picture placeholder.
+        """
+        whole = joined(asked, answer, tokenizer=self._tokenizer, specials=self._specials)
+        if self.image_id in whole.ids[len(asked.ids) :]:
+            raise UserError(
+                f"examples: the answer '{answer}' holds '{self._processor.image_token}', which stands for a "
+                "picture; take it out"
+            )
+        return whole
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of answer tokens, special ones left out."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text.strip()
+
+    def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Rows padded on the left: ids and mask, both (batch, length), on the model's device."""
+        return left_padded(rows, pad=self.pad_id, device=self._model.device)
 
 
 def same_length(prompts: Sequence[Prompt], seeds: Sequence[int]) -> None:
@@ -150,6 +190,21 @@ def _encoded(layout: Asks, whole: Sequence[Asked], *, starts: Sequence[int]) -> 
         labels[row, padding + start :] = ids[row, padding + start :]
         offsets.append([(0, 0)] * padding + one.spans)
     return Encoded(ids, mask, labels, [one.text for one in whole], offsets)
+
+
+def encoded_logits(model: Any, encoded: Encoded) -> Tensor:
+    """Next-token logits of encoded questions, (batch, length, vocabulary).
+
+    Through the root, so that whatever wraps it has its say.
+    """
+    mask = encoded.attention_mask
+    logits: Tensor = model(
+        input_ids=encoded.input_ids,
+        attention_mask=mask,
+        position_ids=positions(mask),
+        use_cache=False,
+    ).logits
+    return logits
 
 
 def text_losses(head: Any, states: Tensor, ids: Tensor, answers: Sequence[int]) -> Tensor:
