@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from gapeval_lab import registry
 from gapeval_lab.endpoint_pictures import Message
@@ -31,7 +31,7 @@ from gapeval_lab.judges.conversation import (
     together,
 )
 from gapeval_lab.judges.gapeval_routes import route_of
-from gapeval_lab.judges.prompt_files import digest_of_all, folder_of
+from gapeval_lab.judges.prompt_files import PromptDir, digest_of_all
 from gapeval_lab.judges.verdict_cache import VerdictCache
 from gapeval_lab.nested import ModelNode
 
@@ -52,18 +52,11 @@ class LocalJudge(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: ModelNode
-    prompt_dir: Path | None = None
+    prompt_dir: PromptDir | None = None
     protocol: Protocol = "same"
     parse_retries: int = Field(default=2, ge=0, le=10)
     seed: int = Field(default=0, ge=0)
     cache: Path | None = None
-
-    @field_validator("prompt_dir")
-    @classmethod
-    def _holds_templates(cls, value: Path | None) -> Path | None:
-        if value is not None:
-            folder_of(value)
-        return value
 
     def __call__(self, pairs: Sequence[tuple[Item, Response]]) -> list[Verdict]:
         """One verdict per pair, in order, the same whatever the batch.

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.judges.gapeval_routes import GENERIC, ROUTES, Form
@@ -125,6 +127,15 @@ def _parsed(path: str, text: str) -> Template:
 
 def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _holding_templates(prompt_dir: Path) -> Path:
+    folder_of(prompt_dir)
+    return prompt_dir
+
+
+PromptDir = Annotated[Path, AfterValidator(_holding_templates)]
+"""The setting of a judge: a clone of GapEval's repository, or the folder of the templates in it."""
 
 
 def digest_of_all(prompt_dir: Path | None) -> str:
