@@ -11,23 +11,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from PIL import Image
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from gapeval_lab.benchmarks.gapeval_mapping import DEFAULT, CategoryMapping, read_mapping
 from gapeval_lab.benchmarks.options import options_in
+from gapeval_lab.benchmarks.published import PublishedData
 from gapeval_lab.errors import UserError
 from gapeval_lab.gapeval_layout import COUNTING, Published, all_flaws, item_folders, read_item
-from gapeval_lab.interfaces import Lesson
 from gapeval_lab.items import Direction, Item, items_digest
 
 
-class GapEval(BaseModel):
+class GapEval(PublishedData):
     """Where the user's copy is, and how it is read.
 
     Attributes:
@@ -44,14 +42,11 @@ class GapEval(BaseModel):
             ~/.cache/gapeval_lab.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     root: str | None = None
     dataset: str | None = None
     split: str | None = None
     mapping: str = DEFAULT
     mapping_hash: str | None = None
-    flawed: Literal["refuse", "skip"] = "refuse"
     pictures: str | None = None
 
     @model_validator(mode="before")
@@ -92,26 +87,6 @@ class GapEval(BaseModel):
     def categories(self) -> tuple[str, ...]:
         """The rows of the table, in its order."""
         return self._table.rows
-
-    def items(self) -> list[Item]:
-        """All items that can be used, by number; read once per settings object.
-
-        Raises:
-            UserError: the place cannot be read, or (unless they are skipped) with every flaw of every item.
-        """
-        return list(self._items)
-
-    def training_texts(self) -> list[str]:
-        """None: the published set has no questions beside its items."""
-        return []
-
-    def rehearsal(self) -> list[Lesson]:
-        """None: nothing is known of what a model was taught."""
-        return []
-
-    def illustrate(self, target: Mapping[str, Any]) -> Image.Image | None:
-        """None: these pictures cannot be drawn by rule."""
-        return None
 
     def content_hash(self) -> str:
         """SHA-256 over every item's content and the table of rows."""

@@ -17,14 +17,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from gapeval_lab.benchmarks.options import options_in
+from gapeval_lab.benchmarks.published import PublishedData
 from gapeval_lab.errors import UserError
 from gapeval_lab.gapeval_layout import is_there, picture_flaw
-from gapeval_lab.interfaces import Lesson
-from gapeval_lab.items import Direction, Item, PictureFile, Prompt, items_digest
+from gapeval_lab.items import Direction, Item, PictureFile, Prompt
 
 UEG, GEU = "UEG", "GEU"
 PICTURE_KEYS = ("image", "image_path", "img", "images")
@@ -34,7 +33,7 @@ SHOWN = 100
 LETTERS = ("A", "B", "C", "D")  # of questions whose options are not marked in their text
 
 
-class RealUnify(BaseModel):
+class RealUnify(PublishedData):
     """Where the user's copy is.
 
     Attributes:
@@ -43,11 +42,8 @@ class RealUnify(BaseModel):
         flawed: whether entries that cannot be used are an error or are left out.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     root: str
     halves: tuple[Literal["UEG", "GEU"], ...] = Field(default=("UEG", "GEU"), min_length=1)
-    flawed: Literal["refuse", "skip"] = "refuse"
 
     @property
     def name(self) -> str:
@@ -63,30 +59,6 @@ class RealUnify(BaseModel):
     def categories(self) -> tuple[str, ...]:
         """The chosen halves."""
         return tuple(dict.fromkeys(self.halves))
-
-    def items(self) -> list[Item]:
-        """All items that can be used, by half and in the files' order; read once per settings object.
-
-        Raises:
-            UserError: a file cannot be read, or (unless they are skipped) with every flaw of every entry.
-        """
-        return list(self._items)
-
-    def training_texts(self) -> list[str]:
-        """None: the files have no questions beside their items."""
-        return []
-
-    def rehearsal(self) -> list[Lesson]:
-        """None: nothing is known of what a model was taught."""
-        return []
-
-    def illustrate(self, target: Mapping[str, Any]) -> Image.Image | None:
-        """None: these pictures cannot be drawn by rule."""
-        return None
-
-    def content_hash(self) -> str:
-        """SHA-256 over every item's content."""
-        return items_digest(self._items)
 
     @cached_property
     def _items(self) -> tuple[Item, ...]:
