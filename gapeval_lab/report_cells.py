@@ -27,15 +27,26 @@ def signed(value: float) -> str:
     return "0.000" if float(text) == 0 else text.replace("-", MINUS)
 
 
+def fixed(value: float) -> str:
+    """Three decimals, with a sign only where it is negative."""
+    return f"{value:.3f}".replace("-", MINUS)
+
+
+def hundredths(value: float) -> str:
+    """A share as a whole percentage."""
+    return f"{100 * value:.0f}"
+
+
 def spread(estimate: Estimate, *, sign: bool = True) -> str:
     """A number with its interval."""
-    write = signed if sign else lambda value: f"{value:.3f}".replace("-", "−")
+    write = signed if sign else fixed
     return f"{write(estimate.value)} [{write(estimate.low)}, {write(estimate.high)}]"
 
 
 def percent(estimate: Estimate) -> str:
     """A share as a percentage, with its interval."""
-    return f"{100 * estimate.value:.0f} % [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+    value, low, high = (hundredths(one) for one in (estimate.value, estimate.low, estimate.high))
+    return f"{value} % [{low}, {high}]"
 
 
 def draw_rows(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Table:

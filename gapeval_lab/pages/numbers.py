@@ -1,0 +1,119 @@
+"""Numbers of an Outcome as they are shown, each with where it stands there and in MLflow.
+
+A number is named by its place; its text is made from what stands there, in the terminal's own formats, so
+a page cannot show another number than the record holds.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from gapeval_lab.gap.records import Estimate
+from gapeval_lab.outcome import Outcome
+from gapeval_lab.pages.metric_names import Keys, metric_name
+from gapeval_lab.pages.parts import Number, Words
+from gapeval_lab.report import NONE
+from gapeval_lab.report_cells import fixed, hundredths, signed
+from gapeval_lab.tracking_scalars import scalars
+from gapeval_lab.tracking_values import clean_key, curves
+
+METRIC_DECIMALS = 4  # of what is logged
+
+
+def pointer(keys: Keys) -> str:
+    """The way as a JSON pointer."""
+    return "".join("/" + str(key).replace("~", "~0").replace("/", "~1") for key in keys)
+
+
+class Numbers:
+    """The numbers of one outcome."""
+
+    def __init__(self, outcome: Outcome, *, run: str = "") -> None:
+        """Of an outcome; `run` is written beside each number, for pages of several runs."""
+        self.outcome = outcome
+        self.run = run
+        self._scalars = scalars(outcome)
+        self._curves = curves(outcome)
+
+    def at(self, *keys: str | int) -> Any:
+        """What stands there; None where there is nothing on the way."""
+        found: Any = self.outcome
+        for key in keys:
+            if isinstance(found, dict):
+                found = found.get(key)
+            elif isinstance(found, list | tuple) and isinstance(key, int):
+                found = found[key] if key < len(found) else None
+            else:
+                found = getattr(found, str(key), None)
+        return found
+
+    def one(self, *keys: str | int, write: Callable[[float], str] = fixed, scale: int = 1) -> Words:
+        """One number; "n/a" where there is none.
+
+        Args:
+            keys: its place.
+            write: how it is shown.
+            scale: so many times itself, as 100 for a percentage.
+        """
+        value = self.at(*keys)
+        if value is None or not math.isfinite(value):
+            return NONE
+        metric, step = self._metric(keys, value)
+        return Number(write(value), pointer(keys), metric, step, scale, self.run)
+
+    def count(self, *keys: str | int) -> Words:
+        """A whole number."""
+        return self.one(*keys, write=lambda value: f"{value:.0f}")
+
+    def percent(self, *keys: str | int) -> Words:
+        """A share as a percentage without its interval."""
+        shown = self.one(*keys, write=hundredths, scale=100)
+        return shown if isinstance(shown, str) else joined(shown, " %")
+
+    def percents(self, *keys: str | int) -> Words:
+        """An Estimate of a share as a percentage with its interval, as the terminal's `percent`."""
+        return self._interval(keys, hundredths, 100, " %")
+
+    def spread(self, *keys: str | int, sign: bool = True) -> Words:
+        """An Estimate with its interval, as the terminal's `spread`."""
+        return self._interval(keys, signed if sign else fixed, 1, "")
+
+    def logged(self, metric: str, *, write: Callable[[float], str] = signed) -> Words:
+        """A number that is computed for MLflow and stands nowhere in the record."""
+        value = self._scalars.get(metric)
+        return NONE if value is None else Number(write(value), metric=metric, run=self.run)
+
+    def _interval(self, keys: Keys, write: Callable[[float], str], scale: int, unit: str) -> Words:
+        if not isinstance(self.at(*keys), Estimate):
+            return NONE
+        value, low, high = (
+            self.one(*keys, end, write=write, scale=scale) for end in ("value", "low", "high")
+        )
+        return joined(value, f"{unit} [", low, ", ", high, "]")
+
+    def _metric(self, keys: Keys, value: float) -> tuple[str, int]:
+        """The metric that holds the very number, and its step; an empty name where none does."""
+        found = metric_name(keys, self.outcome)
+        if found is None:
+            return "", 0
+        name, step = clean_key(found[0]), found[1]
+        if step is None:
+            logged = self._scalars.get(name)
+        else:
+            logged = dict(self._curves.get(name, [])).get(step)
+        held = logged is not None and logged == round(float(value), METRIC_DECIMALS)
+        return (name, step or 0) if held else ("", 0)
+
+
+def joined(*parts: Words) -> Words:
+    """Words, one after the other."""
+    pieces: list[str | Number] = []
+    for part in parts:
+        pieces += part if isinstance(part, tuple) else (part,)
+    return tuple(pieces)
+
+
+def plain(words: Words) -> str:
+    """Words as a reader sees them."""
+    pieces = words if isinstance(words, tuple) else (words,)
+    return "".join(one.text if isinstance(one, Number) else one for one in pieces)
