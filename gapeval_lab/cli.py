@@ -14,6 +14,7 @@ from gapeval_lab.cli_delta import app as delta_app
 from gapeval_lab.cli_export import export
 from gapeval_lab.cli_judge import judge_app, labels_app, score
 from gapeval_lab.cli_model import app as model_app
+from gapeval_lab.cli_report import report
 from gapeval_lab.cli_respond import EngineOption, Processes, respond
 from gapeval_lab.cli_search import search
 from gapeval_lab.errors import RunFailed, SafetyError, UserError
@@ -338,6 +339,7 @@ def _write(file: Path, text: str) -> None:
 app.command()(search)  # after the commands above, as the help lists them
 app.command()(score)
 app.command()(export)
+app.command()(report)
 app.command()(respond)
 
 

@@ -110,12 +110,21 @@ def open_run(folder: Path) -> StoredRun:
     Raises:
         UserError: the record cannot be read, or its benchmark now has other items.
     """
+    outcome = read_outcome(folder)
+    return StoredRun(folder, outcome, _items(outcome, outcome.before.rows))
+
+
+def read_outcome(folder: Path) -> Outcome:
+    """The record alone, which needs no benchmark.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        outcome = Outcome.load(folder)
+        return Outcome.load(folder)
     except (OSError, ValidationError, json.JSONDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"run: {folder / NAME} cannot be read ({reason}); name another run") from None
-    return StoredRun(folder, outcome, _items(outcome, outcome.before.rows))
 
 
 def _items(outcome: Outcome, rows: list[ItemRow]) -> tuple[Item, ...]:

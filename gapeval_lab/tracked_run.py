@@ -10,6 +10,7 @@ from pathlib import Path
 from gapeval_lab.bench import Bench
 from gapeval_lab.evaluate import Helpers
 from gapeval_lab.outcome import Outcome
+from gapeval_lab.pages.run_page import write_report
 from gapeval_lab.recording import targets
 from gapeval_lab.run import OnProgress, run
 from gapeval_lab.tracking import Store, experiment_name, run_name, track
@@ -100,6 +101,8 @@ def _logged(
             helpers=helpers,
         )
         on_progress(LOGGING, 0, 1)
+        if outcome.kind != "trial":
+            write_report(outcome, work)
         live.log(outcome, work, name=parent.name if parent else None)
         done.write_text(live.run_id, encoding="utf-8")
         on_progress(LOGGING, 1, 1)

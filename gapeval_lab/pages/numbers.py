@@ -12,8 +12,8 @@ from gapeval_lab.gap.records import Estimate
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.pages.metric_names import Keys, metric_name
 from gapeval_lab.pages.parts import Number, Words
-from gapeval_lab.report import NONE
-from gapeval_lab.report_cells import fixed, hundredths, signed
+from gapeval_lab.report import NONE, SIGNIFICANT
+from gapeval_lab.report_cells import MINUS, fixed, hundredths, signed
 from gapeval_lab.tracking_scalars import scalars
 from gapeval_lab.tracking_values import clean_key, curves
 
@@ -62,8 +62,20 @@ class Numbers:
         return Number(write(value), pointer(keys), metric, step, scale, self.run)
 
     def count(self, *keys: str | int) -> Words:
-        """A whole number."""
+        """A whole number; of a list or a table, how many entries it has."""
+        value = self.at(*keys)
+        if isinstance(value, list | tuple | dict):
+            return Number(str(len(value)), pointer(keys), run=self.run)
         return self.one(*keys, write=lambda value: f"{value:.0f}")
+
+    def moved(self, *keys: str | int) -> Words:
+        """A direction's shift with the items gained and lost; a star where Holm's p is under 0.05."""
+        if self.at(*keys) is None:
+            return NONE
+        star = " *" if self.at(*keys, "p_holm") < SIGNIFICANT else ""
+        gained, lost = self.count(*keys, "gained"), self.count(*keys, "lost")
+        shift = self.one(*keys, "shift", "value", write=signed)
+        return joined(shift, " (+", gained, f" {MINUS}", lost, f"){star}")
 
     def percent(self, *keys: str | int) -> Words:
         """A share as a percentage without its interval."""
@@ -97,10 +109,7 @@ class Numbers:
         if found is None:
             return "", 0
         name, step = clean_key(found[0]), found[1]
-        if step is None:
-            logged = self._scalars.get(name)
-        else:
-            logged = dict(self._curves.get(name, [])).get(step)
+        logged = dict(self._curves.get(name, ())).get(step) if step is not None else self._scalars.get(name)
         held = logged is not None and logged == round(float(value), METRIC_DECIMALS)
         return (name, step or 0) if held else ("", 0)
 
@@ -117,3 +126,18 @@ def plain(words: Words) -> str:
     """Words as a reader sees them."""
     pieces = words if isinstance(words, tuple) else (words,)
     return "".join(one.text if isinstance(one, Number) else one for one in pieces)
+
+
+def marked(text: str, *numbers: Words) -> Words:
+    """A sentence whose numbers, in their order, become elements that say where they come from.
+
+    Raises:
+        ValueError: the text does not show one of them.
+    """
+    made: list[Words] = []
+    for number in numbers:
+        before, found, text = text.partition(plain(number))
+        if not found:
+            raise ValueError(f"{plain(number)!r} is not in the sentence")
+        made += [before, number]
+    return joined(*made, text)

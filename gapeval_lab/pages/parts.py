@@ -120,6 +120,14 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Blocks side by side where there is room, else one under the other."""
+
+    template: ClassVar[str] = "beside.html.j2"
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading with what stands under it; `anchor` is its address in the page, `short` its link's text."""
 

@@ -19,8 +19,8 @@ BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE = (
     *("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7"),
 )
 GREY = "#7f7f7f"
-INK, FAINT = "#010203", "#040506"  # become the page's own
-"""Colours of text and of guide lines; give them to matplotlib, `inline` replaces them."""
+INK, FAINT, PAPER = "#010203", "#040506", "#070809"
+"""Colours of text, of guide lines and of the page, for matplotlib; `inline` makes them the page's own."""
 
 STYLE = {
     "svg.fonttype": "none",
@@ -69,4 +69,4 @@ def inline(figure: Any, *, name: str) -> str:
     text = re.sub(r"font: (\d[\d.]*px) [^\";]*", r"font: \1 var(--sans)", text)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"([^>]*?) width="[^"]*"', r"\1\2", text, count=1)
     text = re.sub(r"\n\s*", "\n", text)
-    return text.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
+    return text.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)").replace(PAPER, "var(--paper)")
