@@ -13,7 +13,7 @@ from rich.text import Text
 from gapeval_lab.gap.records import DirectionShift, Estimate, GapReport, ShiftReport
 from gapeval_lab.outcome import QUALITIES, EditQuality, Emergence, Outcome
 from gapeval_lab.repeats import repeats_data
-from gapeval_lab.report_cells import MINUS, Row, draw_rows, percent, signed, spread
+from gapeval_lab.report_cells import MINUS, Row, draw_rows, nats, percent, signed, spread
 from gapeval_lab.report_protocols import (
     ITEM_PROTOCOL_COLUMNS,
     PROTOCOL_COLUMNS,
@@ -172,7 +172,7 @@ def quality_data(quality: EditQuality) -> list[Row]:
                 rows.append(Row(f"{name}/{side}", (str(cell.n), percent(cell.before), percent(cell.after))))
     for side, cell in quality.target_logprob.items():
         rows.append(
-            Row(f"log p(target)/{side}", (str(cell.n), f"{cell.before.value:.2f}", f"{cell.after.value:.2f}"))
+            Row(f"log p(target)/{side}", (str(cell.n), nats(cell.before.value), nats(cell.after.value)))
         )
     return rows
 

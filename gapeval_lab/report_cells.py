@@ -34,7 +34,13 @@ def fixed(value: float) -> str:
 
 def hundredths(value: float) -> str:
     """A share as a whole percentage."""
-    return f"{100 * value:.0f}"
+    text = f"{100 * value:.0f}"
+    return "0" if text == "-0" else text.replace("-", MINUS)
+
+
+def nats(value: float) -> str:
+    """A log-probability, with two decimals."""
+    return f"{value:.2f}".replace("-", MINUS)
 
 
 def spread(estimate: Estimate, *, sign: bool = True) -> str:

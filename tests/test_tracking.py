@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 from factories import CATEGORIES, make_outcome, without_after
+from page_outcomes import full_outcome
+from page_reader import PageReader, wrong_numbers
 
 from gapeval_lab import tracking_log
 from gapeval_lab.errors import UserError
 from gapeval_lab.outcome import Outcome
+from gapeval_lab.pages.run_page import write_report
 from gapeval_lab.tracking import Stopped, baseline, baseline_fingerprint, experiment_name, track
 from gapeval_lab.tracking_log import set_tags
 from gapeval_lab.tracking_scores import log_score
@@ -432,3 +435,25 @@ def test_a_new_score_stands_on_the_run(store, tmp_path):
     nowhere = Store(tmp_path / "nowhere", f"sqlite:///{tmp_path}/nowhere/mlflow.db")
     assert log_score(nowhere, outcome, judge="x", digest="0", metrics={}, file=file) is None
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_every_number_of_the_report_is_the_one_in_the_record_and_in_mlflow(store, logged, tmp_path):
+    """All three are read: the page as HTML, `outcome.json`, and the runs in the store."""
+    full = full_outcome(tmp_path, seed=5)
+    with track(store, "n", experiment=EXPERIMENT, key="report") as live:
+        write_report(full, tmp_path)
+        live.log(full, tmp_path)
+    (tmp_path / "from MLflow").mkdir()
+    for run, folder in ((logged[0], logged[2]), (store.client.get_run(live.run_id), tmp_path)):
+        page = PageReader(write_report(Outcome.load(folder), folder).read_text(encoding="utf-8"))
+        history = {
+            key: {point.step: point.value for point in store.client.get_metric_history(run.info.run_id, key)}
+            for key in {one.metric for one in page.numbers} - {""}
+        }
+        assert wrong_numbers(page, folder / "outcome.json", history) == []
+        assert len(history) > 40
+        history["delta/gap_score"] = {0: 0.5}
+        problems = wrong_numbers(page, folder / "outcome.json", history)
+        assert problems and all("/shift/gap/value" in one and "0.5 in MLflow" in one for one in problems)
+    artifact = store.client.download_artifacts(live.run_id, "report.html", str(tmp_path / "from MLflow"))
+    assert "Identity: a change of zero moved nothing at all" in Path(artifact).read_text(encoding="utf-8")

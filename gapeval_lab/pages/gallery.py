@@ -105,7 +105,7 @@ def gallery(numbers: Numbers, folder: Path) -> Section | None:
     found = pairs(numbers.outcome)
     if not found:
         return None
-    chosen = sample(found)
+    chosen = sample(found, MOST)
     made = cards(chosen, folder)
     blocks: list[Block] = []
     if len(chosen) < len(found):
@@ -137,7 +137,7 @@ def shots(card: Card) -> list[Shot]:
     return [shot for shot in (card.given, *(state.shot for state in states)) if shot]
 
 
-def sample(found: Sequence[Pair], most: int = MOST) -> list[Pair]:
+def sample(found: Sequence[Pair], most: int) -> list[Pair]:
     """What changed first, then the rest in its order; over the limit, evenly spaced ones of the rest."""
     moved = [pair for pair in found if _moved(pair)]
     rest = [pair for pair in found if not _moved(pair)]

@@ -68,6 +68,11 @@ class Numbers:
             return Number(str(len(value)), pointer(keys), run=self.run)
         return self.one(*keys, write=lambda value: f"{value:.0f}")
 
+    def total(self, *keys: str | int, of: tuple[str, ...]) -> Words:
+        """The sum of some counts that stand side by side."""
+        counts = [self.at(*keys, name) for name in of]
+        return NONE if None in counts else Number(str(sum(counts)), pointer(keys), run=self.run, total=of)
+
     def moved(self, *keys: str | int) -> Words:
         """A direction's shift with the items gained and lost; a star where Holm's p is under 0.05."""
         if self.at(*keys) is None:

@@ -55,6 +55,8 @@ def _number(number: Number) -> Markup:
         origin["step"] = str(number.step)
     if number.path and number.scale != 1:
         origin["scale"] = str(number.scale)
+    if number.total:
+        origin["total"] = " ".join(number.total)
     told = Markup("").join(Markup(' data-{}="{}"').format(name, one) for name, one in origin.items() if one)
     return Markup('<span class="n"{}>{}</span>').format(told, escape(number.text))
 

@@ -19,6 +19,7 @@ class Number:
         metric: its key in MLflow, empty where MLflow lacks it; step: of that metric.
         scale: the shown number is so many times the one that it comes from: 100 for a percentage.
         run: the run's id, where a page tells of several.
+        total: the number is the sum of these fields of what stands at `path`.
     """
 
     text: str
@@ -27,6 +28,7 @@ class Number:
     step: int = 0
     scale: int = 1
     run: str = ""
+    total: tuple[str, ...] = ()
 
 
 Words = str | Number | tuple[str | Number, ...]

@@ -7,6 +7,7 @@ from gapeval_lab.pages.parts import Block, Drawing, Fold, Line, Note, Section, T
 from gapeval_lab.pages.run_gap import arrow
 from gapeval_lab.pages.svg import inline
 from gapeval_lab.report import NONE
+from gapeval_lab.report_cells import nats
 from gapeval_lab.report_protocols import item_protocol_note, protocol_note
 from gapeval_lab.tracking_tables import SIDES as SCORED
 from gapeval_lab.tracking_tables import WHATS, word
@@ -14,11 +15,6 @@ from gapeval_lab.tracking_tables import WHATS, word
 SIDES = {"text": "told", "image": "drawn"}
 WORDS = {"text": "the told side", "image": "the drawn side", "both": "both sides"}
 MOST_ROWS = 400  # of a table with a row per item or probe
-
-
-def two_decimals(value: float) -> str:
-    """As log-probabilities are shown."""
-    return f"{value:.2f}".replace("-", "−")
 
 
 def edit(numbers: Numbers) -> Section | None:
@@ -44,7 +40,7 @@ def edit(numbers: Numbers) -> Section | None:
     logprob: list[Words] = []
     for side in SIDES:
         at = ("quality", "target_logprob", side)
-        means = [numbers.one(*at, state, "value", write=two_decimals) for state in ("before", "after")]
+        means = [numbers.one(*at, state, "value", write=nats) for state in ("before", "after")]
         logprob += [arrow(*means), numbers.count(*at, "n")] if numbers.at(*at) is not None else [NONE, ""]
     lines.append(Line("log p of the target", tuple(logprob)))
     how = (
@@ -91,9 +87,7 @@ def _facts(numbers: Numbers) -> Table:
                 joined(numbers.percent(*at, name, "text"), " / ", numbers.percent(*at, name, "image"))
             )
         for side in SIDES:
-            was, now = (
-                numbers.one(*at, f"logprob_{when}", side, write=two_decimals) for when in ("before", "after")
-            )
+            was, now = (numbers.one(*at, f"logprob_{when}", side, write=nats) for when in ("before", "after"))
             cells.append(NONE if (was, now) == (NONE, NONE) else arrow(was, now))
         lines.append(Line(fact.id, tuple(cells)))
     columns = ["edit", *QUALITIES, "log p, told", "log p, drawn"]

@@ -68,7 +68,7 @@ def gap(numbers: Numbers) -> Section | None:
             Line(
                 label(name, outcome) if name else "mean",
                 (
-                    *((numbers.count(*at, "cells", "n"),) if name else ("",)),
+                    _items(numbers, name),
                     numbers.spread(*at, "gap", sign=False),
                     numbers.one(*at, "null_gap"),
                     numbers.one(*at, "null_p"),
@@ -87,6 +87,7 @@ def gap(numbers: Numbers) -> Section | None:
             Line(
                 label(name, outcome) if name else "mean",
                 (
+                    _items(numbers, name),
                     numbers.spread(*at, "gap", sign=False),
                     numbers.spread("after", *at[1:], "gap", sign=False),
                     numbers.spread(*_shift_place("shift", name), sign=True),
@@ -98,7 +99,11 @@ def gap(numbers: Numbers) -> Section | None:
             )
             for name, at in _places("before", outcome)
         ]
+        for metric, words in (("delta/on_target", "edited, mean"), ("delta/off_target", "others, mean")):
+            if (mean := numbers.logged(metric)) != NONE:
+                lines.insert(-1, Line(words, ("", "", "", mean, *("",) * 3)))
         columns = [
+            "items",
             "before [95 %]",
             "after [95 %]",
             "shift [95 %]",
@@ -225,9 +230,6 @@ def untouched(numbers: Numbers) -> Section | None:
         told = shift.one_sided[name].direction == "understanding"
         moved = _tested(numbers, "shift", "one_sided", name, "accuracy")
         lines.append(Line(label(name, outcome), (NONE, *((moved, NONE) if told else (NONE, moved)))))
-    mean = numbers.logged("delta/off_target")
-    if mean != NONE:
-        lines.append(Line("mean", (mean, "", ""), strong=True))
     how = f"Nothing here was edited: what moved is a side effect. {STAR}"
     columns = ["gap, shift [95 %]", "told (items), p", "drawn (items), p"]
     table = Table("Shifts of the other categories", columns, lines, how=how, corner="category")
@@ -253,15 +255,16 @@ def controls(numbers: Numbers) -> Section | None:
         )
         blocks.append(Note(said, "plain" if still else "warning"))
     lines = []
-    for name, words in (
-        ("shift", "the intervention"),
-        ("identity_shift", "identity: a change of zero"),
-        ("placebo_shift", "placebo: random, same size"),
+    for state, name, words in (
+        ("after", "shift", "the intervention"),
+        ("identity", "identity_shift", "identity: a change of zero"),
+        ("placebo", "placebo_shift", "placebo: random, as large"),
     ):
         if numbers.at(name) is not None:
             shifts = [numbers.spread(name, what) for what in ("gap", *SIDES)]
-            lines.append(Line(words, (*shifts, numbers.count(name, "changed_items"))))
-    columns = ["gap, shift [95 %]", "told, shift [95 %]", "drawn, shift [95 %]", "items changed"]
+            gap_after = numbers.one(state, "gap", "gap", "value")
+            lines.append(Line(words, (gap_after, *shifts, numbers.count(name, "changed_items"))))
+    columns = ["gap", "gap, shift [95 %]", "told, shift [95 %]", "drawn, shift [95 %]", "items changed"]
     how = "The intervention counts for what it does beyond the placebo. Identity must be exactly 0."
     blocks.append(Table("Controls beside the intervention", columns, lines, how=how))
     return Section("controls", "Controls", "Controls", blocks)
@@ -340,6 +343,11 @@ def _one_sided(name: str, numbers: Numbers) -> Line:
             own = numbers.at("shift", "one_sided", name, "direction") == side
             cells.append(numbers.moved("shift", "one_sided", name, "accuracy") if own else NONE)
     return Line(label(name, outcome), tuple(cells))
+
+
+def _items(numbers: Numbers, name: str) -> Words:
+    """How many of a category's items have a gap."""
+    return numbers.total("before", "gap", "categories", name, "cells", of=tuple(CELLS)) if name else ""
 
 
 def _in_states(outcome: Outcome, name: str, what: str) -> list[tuple[str, ...]]:
