@@ -26,7 +26,7 @@ from gapeval_lab.pages.svg import (
     style,
 )
 
-ROW, EDGE = 0.5, 0.85  # inches: of a row, and of what stands above and below all rows
+ROW, EDGE = 0.6, 0.92  # inches: of a row, and of what stands above and below all rows
 MANY = 10  # categories, above which the plane of told and drawn is too full to be read
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
@@ -89,7 +89,7 @@ def draw_states(data: States, *, xlabel: str) -> Any:
         count = len(data.labels)
         height = EDGE + ROW * count
         figure = Figure(figsize=(WIDTH, height))
-        figure.subplots_adjust(left=0.02, right=0.98, bottom=0.45 / height, top=1 - 0.35 / height)
+        figure.subplots_adjust(left=0.02, right=0.98, bottom=0.5 / height, top=1 - 0.38 / height)
         axes = figure.subplots()
         for row, (label, old, new, chance) in enumerate(
             zip(data.labels, data.before, data.after, data.chance, strict=True)
@@ -99,7 +99,7 @@ def draw_states(data: States, *, xlabel: str) -> Any:
             if new is not None:
                 _interval(axes, row + 0.14, new, VERMILION, "D")
             if chance is not None:
-                axes.plot([chance] * 2, [row - 0.25, row + 0.3], color=GREY, linewidth=2.2)
+                axes.plot([chance] * 2, [row - 0.2, row + 0.24], color=GREY, linewidth=2.2)
         handles = [_key(BLUE, "o", "before" if any(data.after) else "measured", hollow=True)]
         handles += [_key(VERMILION, "D", "after")] if any(data.after) else []
         handles += [_key(GREY, "|", "by chance")] if any(one is not None for one in data.chance) else []
@@ -141,7 +141,7 @@ def draw_shifts(data: Shifts, *, xlabel: str) -> Any:
         count = len(data.labels)
         height = EDGE + ROW * count
         figure = Figure(figsize=(WIDTH, height))
-        figure.subplots_adjust(left=0.02, right=0.98, bottom=0.45 / height, top=1 - 0.35 / height)
+        figure.subplots_adjust(left=0.02, right=0.98, bottom=0.5 / height, top=1 - 0.38 / height)
         axes = figure.subplots()
         axes.axvline(0.0, color=INK, linewidth=0.9)
         for row, (label, shift, placebo) in enumerate(
@@ -195,7 +195,7 @@ def draw_plane(data: Plane) -> Any:
         )
         axes = figure.subplots()
         axes.plot([0, 100], [0, 100], "--", color=GREY, linewidth=1)
-        axes.text(98, 91, "no gap", ha="right", va="top", color=GREY, fontsize=9)
+        axes.text(31, 27, "no gap", ha="left", va="center", color=GREY, fontsize=10)
         handles = []
         for number, (label, old, new) in enumerate(zip(data.labels, data.before, data.after, strict=True)):
             color, mark = COLORS[number % len(COLORS)], MARKS[number % len(MARKS)]
@@ -273,7 +273,7 @@ def _label(name: str, outcome: Outcome) -> str:
 
 def _row_label(axes: Any, row: int, label: str) -> None:
     """Above its row, so that the row has the whole width."""
-    axes.text(0.0, row - 0.28, label, transform=axes.get_yaxis_transform(), va="bottom", ha="left")
+    axes.text(0.0, row - 0.19, label, transform=axes.get_yaxis_transform(), va="bottom", ha="left")
 
 
 def _interval(axes: Any, row: float, one: Estimate, color: str, mark: str, *, hollow: bool = False) -> None:
@@ -303,6 +303,6 @@ def _rows(axes: Any, count: int, xlabel: str, handles: Sequence[Any]) -> None:
 def _legend(axes: Any, left: float, **settings: Any) -> None:
     """Above the axes; `left` is where it begins, in their widths."""
     axes.legend(
-        loc="lower left", bbox_to_anchor=(left, 1.0), fontsize=9, borderpad=0.2, handletextpad=0.4,
+        loc="lower left", bbox_to_anchor=(left, 1.0), borderpad=0.2, handletextpad=0.4,
         columnspacing=1.2, **settings,
     )  # fmt: skip

@@ -77,6 +77,11 @@ class Card:
         return len(shots) == 2 and shots[0] is not None and shots[0] == shots[1]
 
     @property
+    def moved(self) -> str:
+        """Where it stood and where it stands, as 'both → told only'."""
+        return _cell(self.pair)
+
+    @property
     def facets(self) -> str:
         """`places` as one attribute: facets apart by spaces, values by commas."""
         return " ".join(",".join(map(str, values)) for values in self.places)

@@ -11,7 +11,7 @@ from typing import Any
 from gapeval_lab.gap.records import Estimate
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.pages.metric_names import Keys, metric_name
-from gapeval_lab.pages.parts import Number, Words
+from gapeval_lab.pages.parts import Interval, Number, Piece, Words
 from gapeval_lab.report import NONE, SIGNIFICANT
 from gapeval_lab.report_cells import MINUS, fixed, hundredths, signed
 from gapeval_lab.tracking_scalars import scalars
@@ -55,11 +55,7 @@ class Numbers:
             write: how it is shown.
             scale: so many times itself, as 100 for a percentage.
         """
-        value = self.at(*keys)
-        if value is None or not math.isfinite(value):
-            return NONE
-        metric, step = self._metric(keys, value)
-        return Number(write(value), pointer(keys), metric, step, scale, self.run)
+        return self._one(keys, write, scale) or NONE
 
     def count(self, *keys: str | int) -> Words:
         """A whole number; of a list or a table, how many entries it has."""
@@ -100,13 +96,20 @@ class Numbers:
         value = self._scalars.get(metric)
         return NONE if value is None else Number(write(value), metric=metric, run=self.run)
 
+    def _one(self, keys: Keys, write: Callable[[float], str], scale: int) -> Number | None:
+        value = self.at(*keys)
+        if value is None or not math.isfinite(value):
+            return None
+        metric, step = self._metric(keys, value)
+        return Number(write(value), pointer(keys), metric, step, scale, self.run)
+
     def _interval(self, keys: Keys, write: Callable[[float], str], scale: int, unit: str) -> Words:
         if not isinstance(self.at(*keys), Estimate):
             return NONE
-        value, low, high = (
-            self.one(*keys, end, write=write, scale=scale) for end in ("value", "low", "high")
-        )
-        return joined(value, f"{unit} [", low, ", ", high, "]")
+        value, low, high = (self._one((*keys, end), write, scale) for end in ("value", "low", "high"))
+        if value is None or low is None or high is None:
+            return NONE
+        return joined(value, unit, Interval(low, high))
 
     def _metric(self, keys: Keys, value: float) -> tuple[str, int]:
         """The metric that holds the very number, and its step; an empty name where none does."""
@@ -121,16 +124,22 @@ class Numbers:
 
 def joined(*parts: Words) -> Words:
     """Words, one after the other."""
-    pieces: list[str | Number] = []
+    pieces: list[Piece] = []
     for part in parts:
         pieces += part if isinstance(part, tuple) else (part,)
-    return tuple(pieces)
+    return tuple(piece for piece in pieces if piece != "")
 
 
 def plain(words: Words) -> str:
     """Words as a reader sees them."""
     pieces = words if isinstance(words, tuple) else (words,)
-    return "".join(one.text if isinstance(one, Number) else one for one in pieces)
+    return "".join(_plain(one) for one in pieces)
+
+
+def _plain(piece: Piece) -> str:
+    if isinstance(piece, Interval):
+        return f" [{piece.low.text}, {piece.high.text}]"
+    return piece.text if isinstance(piece, Number) else piece
 
 
 def marked(text: str, *numbers: Words) -> Words:

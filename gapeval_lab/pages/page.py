@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gapeval_lab.pages.parts import Block, Number, Page, Words
+from gapeval_lab.pages.parts import Block, Interval, Number, Page, Piece, Words
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -41,10 +41,25 @@ def render(page: Page) -> str:
 
 def written(words: Words) -> Markup:
     """Words as HTML: numbers as elements that say where they come from, all else escaped."""
-    from markupsafe import Markup, escape
+    from markupsafe import Markup
 
     pieces = words if isinstance(words, tuple) else (words,)
-    return Markup("").join(_number(one) if isinstance(one, Number) else escape(one) for one in pieces)
+    return Markup("").join(_piece(one) for one in pieces)
+
+
+def _piece(piece: Piece) -> Markup:
+    from markupsafe import escape
+
+    if isinstance(piece, Number):
+        return _number(piece)
+    return _interval(piece) if isinstance(piece, Interval) else escape(piece)
+
+
+def _interval(interval: Interval) -> Markup:
+    from markupsafe import Markup
+
+    low, high = _number(interval.low), _number(interval.high)
+    return Markup('<span class="ci"> [{}, {}]</span>').format(low, high)
 
 
 def _number(number: Number) -> Markup:

@@ -1,7 +1,7 @@
 """What a page is made of, as plain data: numbers, tables, figures, notes, sections. Knows no HTML.
 
-Words that are shown are a string, a `Number`, or a tuple of both. Strings are shown as they are, whatever
-they hold: the layout escapes them.
+Words that are shown are a string, a `Number`, an `Interval`, or a tuple of these. Strings are shown as they
+are, whatever they hold: the layout escapes them.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,16 @@ class Number:
     total: tuple[str, ...] = ()
 
 
-Words = str | Number | tuple[str | Number, ...]
+@dataclass(frozen=True)
+class Interval:
+    """The two ends of an interval; in tables it stands small under its number."""
+
+    low: Number
+    high: Number
+
+
+Piece = str | Number | Interval
+Words = Piece | tuple[Piece, ...]
 
 
 class Block(Protocol):

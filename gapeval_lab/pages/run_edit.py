@@ -34,21 +34,21 @@ def edit(numbers: Numbers) -> Section | None:
         for side in SIDES:
             at = ("quality", name, side)
             there = numbers.at(*at) is not None
-            shares = arrow(numbers.percents(*at, "before"), numbers.percents(*at, "after"))
-            cells += [shares, numbers.count(*at, "n")] if there else [NONE, ""]
+            shares = [numbers.percents(*at, state) for state in ("before", "after")]
+            cells += [*shares, numbers.count(*at, "n")] if there else [NONE, "", ""]
         lines.append(Line(name, tuple(cells)))
     logprob: list[Words] = []
     for side in SIDES:
         at = ("quality", "target_logprob", side)
         means = [numbers.one(*at, state, "value", write=nats) for state in ("before", "after")]
-        logprob += [arrow(*means), numbers.count(*at, "n")] if numbers.at(*at) is not None else [NONE, ""]
+        logprob += [*means, numbers.count(*at, "n")] if numbers.at(*at) is not None else [NONE, "", ""]
     lines.append(Line("log p of the target", tuple(logprob)))
     how = (
         "Reliability: the edited question itself; generalisation: other wordings; portability: questions "
         "that follow from the fact; locality: neighbouring facts whose answers must not change. "
         "Intervals count facts, not probes. Log p: natural logarithm of the new answer's probability."
     )
-    columns = ["told, before → after", "probes", "drawn, before → after", "probes"]
+    columns = [f"{side}, {what}" for side in SIDES.values() for what in ("before", "after", "probes")]
     blocks.append(Table("Edit quality", columns, lines, how=how))
     blocks.append(Note(_transfer(numbers)))
     if quality.locality_pixel_distance is not None:

@@ -117,7 +117,6 @@ def gap(numbers: Numbers) -> Section | None:
             "intervention's work. Chance: the gap that a model without one would show on these items."
         )
     blocks.append(Table("Gap Score", columns, lines, how=how, corner="category"))
-    blocks.append(_signed_table(numbers))
     blocks += _left_out(numbers)
     lead = "How far apart telling and drawing are. 0: what the model tells, it also draws."
     return Section("gap", "Gap Score", "Gap", blocks, lead=lead)
@@ -130,8 +129,11 @@ def accuracy(numbers: Numbers) -> Section:
     if found := plane_data(outcome):
         alt = "Each category as a point: share told right to the right, share drawn right upwards."
         how = "Below the dashed line the model tells more than it draws. Hollow: before; full: after."
-        drawing = Drawing(inline(draw_plane(found), name="fig-plane"), "Told and drawn", alt, how=how)
-        blocks.append(drawing)
+        title = "Share right in each direction"
+        drawing = Drawing(inline(draw_plane(found), name="fig-plane"), title, alt, how=how)
+        blocks.append(Beside([drawing, _signed_table(numbers)]))
+    elif outcome.before.gap.categories:
+        blocks.append(_signed_table(numbers))
     lines = []
     for name, at in _places("before", outcome):
         cells: list[Words] = []
@@ -325,9 +327,8 @@ def _signed_table(numbers: Numbers) -> Table:
         )
         for name in outcome.before.gap.categories
     ]
-    columns = [f"{state} [95 %]" for state in states(outcome)] if outcome.after else ["signed gap [95 %]"]
-    columns += ["shift [95 %]"] if outcome.shift else []
-    how = "Positive: the model tells better than it draws; negative: it draws better. In units of log-odds."
+    columns = [*states(outcome), *(["shift"] if outcome.shift else [])]
+    how = "Positive: the model tells better than it draws; negative: it draws better. In log-odds."
     return Table("Signed gap", columns, lines, how=how, corner="category")
 
 

@@ -25,7 +25,10 @@ INK, FAINT, PAPER = "#010203", "#040506", "#070809"
 STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
-    "font.size": 10,
+    "font.size": 11,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "legend.fontsize": 10,
     "text.color": INK,
     "text.parse_math": False,  # a category's name may hold a dollar sign
     "axes.labelcolor": INK,
