@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from engines import NEEDS_EASYEDIT
+from page_reader import PageReader, wrong_numbers
 
 from gapeval_lab import cli
 
@@ -84,6 +85,26 @@ def test_mlflow_holds_the_same_numbers(whole: tuple[Path, str, dict[str, Any]]) 
     edited = next(run for run in runs if run.data.tags["kind"] == "edit")
     assert edited.data.metrics["delta/gap_score"] == pytest.approx(outcome["shift"]["gap"]["value"], abs=5e-5)
     assert edited.data.params["intervention.layer"] == str(outcome["recipe"]["intervention"]["layer"])
+
+
+def test_the_report_of_the_run_holds_the_same_numbers(whole: tuple[Path, str, dict[str, Any]]) -> None:
+    from mlflow import MlflowClient
+
+    home, _, outcome = whole
+    folder = home / "mlruns" / "outcomes" / outcome["run_id"]
+    page = PageReader((folder / "report.html").read_text(encoding="utf-8"))
+    client = MlflowClient(f"sqlite:///{home / 'mlruns' / 'mlflow.db'}")
+    ids = [e.experiment_id for e in client.search_experiments()]
+    (run,) = client.search_runs(ids, "tags.kind = 'edit'")
+    history = {
+        key: {point.step: point.value for point in client.get_metric_history(run.info.run_id, key)}
+        for key in {one.metric for one in page.numbers} - {""}
+    }
+    assert wrong_numbers(page, folder / "outcome.json", history) == []
+    assert len(history) > 30 and page.problems == []
+    cards = [found for name, found in page.tags if name == "article"]
+    assert len(cards) == len(outcome["before"]["rows"])
+    assert "report.html" in {entry.path for entry in client.list_artifacts(run.info.run_id)}
 
 
 def test_killed_again_and_again_it_continues_to_the_same_numbers(

@@ -1,6 +1,7 @@
 """The page of one run: what stands in it, that it holds together, and that nothing breaks out of it."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from page_outcomes import HOSTILE, full_outcome, hostile_outcome, one_sided_outc
 from page_reader import PageReader, Shown, wrong_numbers
 from PIL import Image
 
+from gapeval_lab import cli
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.pages import gallery
 from gapeval_lab.pages.numbers import Numbers, marked, plain
@@ -253,6 +255,28 @@ def test_the_file_is_written_beside_the_record_or_where_it_is_asked_for(made, tm
     assert write_report(outcome, folder) == folder / "report.html"
     assert (folder / "report.html").read_text(encoding="utf-8") == page.html
     assert write_report(outcome, folder, to=tmp_path / "new" / "a.html").is_file()
+
+
+def test_the_command_writes_the_page_of_a_stored_run(made, tmp_path: Path, monkeypatch, capsys) -> None:
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr("sys.argv", ["gapeval-lab", "report", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return int(stop.value.code or 0)
+
+    outcome, folder, page = made["baseline"]
+    monkeypatch.setenv("GAPEVAL_LAB_HOME", str(tmp_path))
+    shutil.copytree(folder, tmp_path / "mlruns" / "outcomes" / outcome.run_id)
+    assert call() == 0
+    file = tmp_path / "mlruns" / "outcomes" / outcome.run_id / "report.html"
+    assert file.read_text(encoding="utf-8") == page.html
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: bool(opened.append(address)))
+    assert call(str(folder), "--out", str(tmp_path / "b.html"), "--open") == 0
+    assert opened == [(tmp_path / "b.html").as_uri()]
+    said = capsys.readouterr().out
+    assert "b.html (0." in said and "open the file by hand" in said
+    assert call("nothing") == 2 and "'nothing' is no finished run" in capsys.readouterr().err
 
 
 def test_shown_numbers_know_their_last_digit() -> None:

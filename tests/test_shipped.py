@@ -70,7 +70,8 @@ def test_found_in_a_wheel(tmp_path):
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"gapeval_lab"}
     carried = ("recipes/facts/some.jsonl", "recipes/texts/everyday.txt", "configs/judges/endpoint.yaml")
-    for data in ("models/embedded/deep/weights.bin", "judges/templates/one.yaml", *carried):
+    pages = ("pages/templates/page.html.j2", "pages/static/page.css", "pages/static/gallery.js")
+    for data in ("models/embedded/deep/weights.bin", "judges/templates/one.yaml", *carried, *pages):
         assert f"gapeval_lab/{data}" in names
     code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "gapeval_lab").rglob("*.py")}
     assert code <= names

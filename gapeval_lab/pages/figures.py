@@ -172,7 +172,7 @@ def plane_data(outcome: Outcome) -> Plane | None:
     if not 0 < len(before) <= MANY:
         return None
     return Plane(
-        labels=[_label(name, outcome) for name in before],
+        labels=[_label(name, outcome, 24) for name in before],
         before=[(one.understanding.value, one.generation.value) for one in before.values()],
         after=[
             (after[name].understanding.value, after[name].generation.value) if name in after else None
@@ -267,8 +267,11 @@ def _known(steps: Sequence[int], values: Sequence[float | None]) -> list[tuple[i
     return [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
 
 
-def _label(name: str, outcome: Outcome) -> str:
-    return name.replace("_", " ") + (" (edited)" if name in outcome.target_categories else "")
+def _label(name: str, outcome: Outcome, longest: int = 48) -> str:
+    """As in tables, cut where there is no room for it."""
+    words = name.replace("_", " ")
+    cut = words if len(words) <= longest else words[: longest - 1] + "…"
+    return cut + (" (edited)" if name in outcome.target_categories else "")
 
 
 def _row_label(axes: Any, row: int, label: str) -> None:

@@ -70,7 +70,7 @@ def _learned(numbers: Numbers, found: Emergence, at: Keys, later: str) -> list[B
     title = "Facts written one after the other" if one_by_one else "When the facts were learned"
     name = "fig-" + "-".join(str(key) for key in at)
     alt = f"{title}: {', '.join(lines)}. The numbers stand in the table below."
-    blocks: list[Block] = [Drawing(inline(figure, name=name), title + later, alt)]
+    drawing = Drawing(inline(figure, name=name), title + later, alt)
     if one_by_one:
         table = [
             Line(
@@ -88,8 +88,7 @@ def _learned(numbers: Numbers, found: Emergence, at: Keys, later: str) -> list[B
         ]
         columns = [f"{measure}, {side}" for measure in ("reliability", "locality") for side in SIDES.values()]
         how = "Of the facts written so far: how many hold, and how many neighbours are unchanged."
-        blocks.append(Table(title + later, [*columns, "gap of a subset"], table, how=how))
-        return blocks
+        return [drawing, Table(title + later, [*columns, "gap of a subset"], table, how=how)]
     last = len(found.points) - 1
     levels = list(dict.fromkeys(level for crossed in found.crossings.values() for level in crossed))
     table = []
@@ -100,8 +99,8 @@ def _learned(numbers: Numbers, found: Emergence, at: Keys, later: str) -> list[B
     table.append(Line("drawn after told", (*lags, "")))
     columns = [f"{level} % after" for level in levels]
     how = "Updates until so many of the facts' questions were right. Positive: told before drawn."
-    blocks.append(Table("Updates to learn" + later, [*columns, "in the end"], table, how=how))
-    return blocks
+    crossings = Table("Updates to learn" + later, [*columns, "in the end"], table, how=how)
+    return [Beside([drawing, crossings])]
 
 
 def _crossed(numbers: Numbers, *at: str | int) -> Words:

@@ -43,15 +43,8 @@ def gap(numbers: Numbers) -> Section | None:
     outcome = numbers.outcome
     report = outcome.before.gap
     if report.gap is None:
-        return Section(
-            "gap",
-            "Gap Score",
-            "Gap",
-            [
-                Note("No item is scored in both directions, so there is no gap.", "warning"),
-                *_left_out(numbers),
-            ],
-        )
+        nothing = Note("No item is scored in both directions, so there is no gap.", "warning")
+        return Section("gap", "Gap Score", "Gap", [nothing])
     blocks: list[Block] = []
     drawings: list[Block] = []
     if found := gap_data(outcome):
@@ -128,7 +121,8 @@ def accuracy(numbers: Numbers) -> Section:
     blocks: list[Block] = []
     if found := plane_data(outcome):
         alt = "Each category as a point: share told right to the right, share drawn right upwards."
-        how = "Below the dashed line the model tells more than it draws. Hollow: before; full: after."
+        how = "Below the dashed line the model tells more than it draws."
+        how += " Hollow: before; full: after." if outcome.after else ""
         title = "Share right in each direction"
         drawing = Drawing(inline(draw_plane(found), name="fig-plane"), title, alt, how=how)
         blocks.append(Beside([drawing, _signed_table(numbers)]))
@@ -327,7 +321,7 @@ def _signed_table(numbers: Numbers) -> Table:
         )
         for name in outcome.before.gap.categories
     ]
-    columns = [*states(outcome), *(["shift"] if outcome.shift else [])]
+    columns = [*states(outcome), "shift"] if outcome.shift else ["signed gap"]
     how = "Positive: the model tells better than it draws; negative: it draws better. In log-odds."
     return Table("Signed gap", columns, lines, how=how, corner="category")
 
