@@ -7,6 +7,7 @@ from factories import make_outcome, with_protocols
 from rich.console import Console
 
 from gapeval_lab.report import draw_outcome
+from gapeval_lab.report_cells import hundredths
 from gapeval_lab.report_protocols import protocol_data, protocol_note
 
 
@@ -37,3 +38,8 @@ def test_the_section_is_there_only_where_it_was_asked_for(outcome) -> None:
 
     assert "Drawn directly" not in printed(outcome)
     assert "Drawn directly, and from what the model wrote first" in printed(with_protocols(outcome))
+
+
+@pytest.mark.parametrize(("share", "text"), [(-0.02, "−2"), (-0.001, "0"), (0.004, "0"), (0.995, "100")])
+def test_percentages_have_a_real_minus_and_no_minus_zero(share: float, text: str) -> None:
+    assert hundredths(share) == text

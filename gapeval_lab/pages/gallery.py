@@ -131,9 +131,10 @@ def gallery(numbers: Numbers, folder: Path) -> Section | None:
 
 
 def _lead(outcome: Outcome, made: Sequence[Card]) -> Words:
-    weight = sum(shot.size for card in made for shot in shots(card)) / 1024**2
+    weight = sum(shot.size for card in made for shot in shots(card)) / 1024
     start = "Same prompts, same seeds, before and after; what changed comes first. " if outcome.after else ""
-    return joined(start, f"Pictures take {weight:.1f} MiB of this file.") if weight else start
+    said = f"{weight:.0f} KiB" if weight < 1000 else f"{weight / 1024:.1f} MiB"
+    return joined(start, f"Pictures take {said} of this file.") if weight else start
 
 
 def shots(card: Card) -> list[Shot]:
