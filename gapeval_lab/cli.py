@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from gapeval_lab.cli_common import Bars, home, short, wide_console
+from gapeval_lab.cli_compare import compare, leaderboard, list_runs
 from gapeval_lab.cli_delta import app as delta_app
 from gapeval_lab.cli_export import export
 from gapeval_lab.cli_judge import judge_app, labels_app, score
@@ -118,6 +119,7 @@ def list_(
     what: Annotated[
         str, typer.Argument(help="recipes, runs, models, benchmarks, judges or interventions.")
     ] = "recipes",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Of runs, their names alone.")] = False,
 ) -> None:
     """List recipes (default), finished runs, or plug-ins and the configs of models and judges."""
     if what == "recipes":
@@ -126,9 +128,7 @@ def list_(
         for name in available():
             print(f"{name}\n    {describe(name).about}")
     elif what == "runs":
-        folder = home() / "outcomes"
-        for path in sorted(folder.glob("*/outcome.json")):
-            print(path.parent.name)
+        list_runs(quiet=quiet)
     else:
         from gapeval_lab import registry
 
@@ -341,6 +341,8 @@ app.command()(score)
 app.command()(export)
 app.command()(report)
 app.command()(respond)
+app.command()(compare)
+app.command()(leaderboard)
 
 
 def main() -> None:
