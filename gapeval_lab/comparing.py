@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, Literal
 
-from gapeval_lab.comparing_runs import Run
+from gapeval_lab.comparing_runs import Run, marks
 from gapeval_lab.gap.contrast import contrast
 from gapeval_lab.gap.one_sided import state_shift
 from gapeval_lab.gap.records import Estimate, ShiftReport
@@ -201,19 +201,6 @@ def row(run: Run, number: int) -> Row:
         categories=_cells(of),
         marks=marks(run),
     )
-
-
-def marks(run: Run) -> list[str]:
-    """What speaks against trusting a run's numbers, or against the edit itself."""
-    found = []
-    if run.entry.status != "FINISHED":
-        found.append(run.entry.status.lower())
-    if run.summary.reverted is False:
-        found.append("weights NOT restored")
-    told = run.summary.quality.get("reliability", {}).get("text")
-    if told is not None and told.after.value < 0.5:
-        found.append(f"edit did not take (told {100 * told.after.value:.0f} %)")
-    return found
 
 
 def over_placebo(of: Summary) -> tuple[Estimate | None, int]:

@@ -20,9 +20,10 @@ from gapeval_lab.validation import did_you_mean
 
 FINISHED = "FINISHED"
 OUTCOME = "outcome.json"
+LEAST_TOLD = 0.5  # share of the edited facts that an edit should make the model tell
 TAGS = (
-    *("kind", "method", "target", "direction", "umm", "recipe", "verdict", "outcome"),
-    *("gapeval.outcome", "gapeval.fingerprint", "gapeval.end", "mlflow.parentRunId"),
+    *("kind", "method", "target", "direction", "umm", "recipe", "verdict"),
+    *("gapeval.outcome", "gapeval.fingerprint", "gapeval.key", "gapeval.end"),
 )
 PARAMS = ("seed", "data_hash", "weights_fingerprint", "recipe_hash", "benchmark.", "judge.")
 ENDS = ("gap_score", "understanding", "generation")
@@ -56,9 +57,10 @@ class Entry:
     folder: Path | None
 
     @property
-    def parent(self) -> str:
-        """The search that a trial belongs to."""
-        return self.logged.tags.get("mlflow.parentRunId", "") if self.logged else ""
+    def derived(self) -> bool:
+        """A baseline that an edit has logged beside itself: it bears the edit's id."""
+        tags = self.logged.tags if self.logged else {}
+        return tags.get("gapeval.key", "").startswith("baseline-")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,19 @@ class Run:
         return self.entry.name or self.summary.name
 
 
+def marks(run: Run) -> list[str]:
+    """What speaks against trusting a run's numbers, or against the edit itself."""
+    found = []
+    if run.entry.status != FINISHED:
+        found.append(run.entry.status.lower())
+    if run.summary.reverted is False:
+        found.append("weights NOT restored")
+    told = run.summary.quality.get("reliability", {}).get("text")
+    if told is not None and told.after.value < LEAST_TOLD:
+        found.append(f"edit did not take (told {100 * told.after.value:.0f} %)")
+    return found
+
+
 def entries(store: Store, *, where: str | None = None, metrics: Iterable[str] = METRICS) -> list[Entry]:
     """Every run, oldest first; with a filter only those in MLflow that it matches.
 
@@ -85,19 +100,18 @@ def entries(store: Store, *, where: str | None = None, metrics: Iterable[str] = 
     found, claimed = [], set()
     for one in logged:
         kind, ours = one.tags.get("kind", ""), one.tags.get("gapeval.outcome", "")
-        found.append(
-            Entry(
-                id=ours or one.run_id,
-                name=one.name,
-                status=one.status,
-                kind=kind,
-                started=one.started / 1000,
-                logged=one,
-                folder=folders.get(ours),
-            )
+        entry = Entry(
+            id=ours or one.run_id,
+            name=one.name,
+            status=one.status,
+            kind=kind,
+            started=one.started / 1000,
+            logged=one,
+            folder=folders.get(ours),
         )
-        if kind != "baseline" or one.tags.get("recipe") != "baseline":
-            claimed.add(ours)  # a baseline that an edit has logged bears the edit's id
+        found.append(entry)
+        if not entry.derived:
+            claimed.add(ours)
     if where is None:
         found += [_of_folder(folder) for ours, folder in folders.items() if ours not in claimed]
     return sorted(found, key=lambda entry: (entry.started, entry.id))
@@ -197,7 +211,7 @@ def _resolve(ref: str, known: Sequence[Entry], store: Store) -> list[Run]:
         return [_of_path(place, known, store)]
     if ref == LAST:
         return [_of_path(find_run(LAST, store.folder), known, store)]
-    own = [entry for entry in known if entry.id == ref and not _derived(entry)]
+    own = [entry for entry in known if entry.id == ref and not entry.derived]
     if own:
         return [_opened(own[-1], store)]
     if found := _of_recipe(ref, known, store):
@@ -205,7 +219,7 @@ def _resolve(ref: str, known: Sequence[Entry], store: Store) -> list[Run]:
     for matching in (
         [e for e in known if e.logged and e.logged.run_id == ref],
         [e for e in known if e.name == ref and e.status == FINISHED and e.logged],
-        [e for e in known if e.id.startswith(ref) and not _derived(e)],
+        [e for e in known if e.id.startswith(ref) and not e.derived],
         [e for e in known if e.logged and _MLFLOW_ID.fullmatch(ref) and e.logged.run_id.startswith(ref)],
     ):
         if len(matching) > 1:
@@ -222,16 +236,10 @@ def _resolve(ref: str, known: Sequence[Entry], store: Store) -> list[Run]:
     )
 
 
-def _derived(entry: Entry) -> bool:
-    """A baseline that an edit has logged: it bears the edit's id."""
-    tags = entry.logged.tags if entry.logged else {}
-    return entry.kind == "baseline" and tags.get("recipe") == "baseline"
-
-
 def _of_path(place: Path, known: Sequence[Entry], store: Store) -> Run:
     folder = place if place.is_dir() else place.parent
     for entry in known:
-        if entry.folder is not None and entry.folder == folder.resolve() and not _derived(entry):
+        if entry.folder is not None and entry.folder == folder.resolve() and not entry.derived:
             return _opened(entry, store)
     summary = summary_of(place)
     started = datetime.datetime.fromisoformat(summary.started).timestamp()
@@ -243,7 +251,7 @@ def _of_recipe(name: str, known: Sequence[Entry], store: Store) -> list[Run]:
     newest: dict[int, Run] = {}
     for entry in reversed(known):
         recipe = entry.logged.tags.get("recipe") if entry.logged else entry.name
-        if recipe != name or entry.status != FINISHED or entry.kind == "trial" or _derived(entry):
+        if recipe != name or entry.status != FINISHED or entry.kind == "trial" or entry.derived:
             continue
         seed = entry.logged.params.get("seed") if entry.logged else None
         if seed is not None and seed.lstrip("-").isdigit() and int(seed) in newest:

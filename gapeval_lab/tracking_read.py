@@ -194,3 +194,13 @@ def _search(
             "server and the filter"
         ) from None
     return found
+
+
+def metric_names(store: Store) -> list[str]:
+    """Names of all metrics in a database file; none where the store is no such file."""
+    if store.database is None or not store.database.exists():
+        return []
+    with _opened(store.database) as connection:
+        if not _as_expected(connection):
+            return []
+        return [row[0] for row in connection.execute("SELECT DISTINCT key FROM latest_metrics ORDER BY key")]

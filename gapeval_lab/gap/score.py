@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.gap.records import CategoryGap, Cells, Estimate, GapReport, OfficialGap
@@ -202,6 +201,9 @@ def _exchanges(cells: Cells) -> tuple[Floats, Floats]:
     Exchanging the directions of an item changes nothing unless just one of them is right, so the
     number of items right in understanding only is binomial (m, 1/2).
     """
+    # Takes most of a second to import, and who ranks or lists runs needs the formula above alone.
+    from scipy import stats
+
     m = cells.und_only + cells.gen_only
     und_only = np.arange(m + 1)
     counts = np.stack(

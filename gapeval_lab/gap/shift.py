@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.gap.records import CategoryShift, DirectionShift, Estimate, ShiftReport
@@ -83,6 +82,8 @@ def shift_report(
 
 def mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided McNemar test: p of the split of the changed items if each way were as likely."""
+    from scipy import stats  # takes most of a second to import
+
     changed = gained + lost
     return float(stats.binomtest(gained, changed, 0.5).pvalue) if changed else 1.0
 

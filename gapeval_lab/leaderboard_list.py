@@ -1,0 +1,87 @@
+"""Runs as a list: name, when, method, model, result, status. Reads MLflow's records, and few outcomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from gapeval_lab.comparing_runs import FINISHED, Entry, entries, open_entry
+from gapeval_lab.errors import UserError
+from gapeval_lab.gap.records import Estimate
+from gapeval_lab.leaderboard_tables import when
+from gapeval_lab.report_cells import spread
+from gapeval_lab.tracking_store import Store
+
+COLUMNS = ("started", "method", "model", "result", "status")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line per run, oldest first: its id and the cells of COLUMNS. `trials` are left out."""
+
+    lines: list[tuple[str, tuple[str, ...]]]
+    trials: int
+
+
+def listed(store: Store) -> Listed:
+    """Every run of a store but trials, and but the baselines that edits have logged beside themselves.
+
+    Raises:
+        UserError: the store cannot be read.
+    """
+    found = entries(store)
+    shown = [e for e in found if e.kind != "trial" and not e.derived]
+    trials = sum(entry.kind == "trial" for entry in found)
+    return Listed([(entry.id, _cells(entry, store)) for entry in shown], trials)
+
+
+def draw_list(found: Listed) -> Group:
+    """The list as a table."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("run", no_wrap=True)
+    for column in COLUMNS:
+        table.add_column(column, no_wrap=column == "started")
+    for name, cells in found.lines:
+        table.add_row(name, *cells)
+    parts: list[Table | Text] = [table]
+    if found.trials:
+        said = f"{found.trials} trials of searches: gapeval-lab leaderboard --kind trial"
+        parts.append(Text(said, style="dim"))
+    return Group(*parts)
+
+
+def _cells(entry: Entry, store: Store) -> tuple[str, ...]:
+    tags = dict(entry.logged.tags) if entry.logged else {}
+    metrics = entry.logged.metrics if entry.logged else {}
+    result, status = _result(metrics), entry.status.lower()
+    if entry.logged is None:
+        status = "finished, not in MLflow"
+        try:
+            run = open_entry(entry, store)
+        except UserError:
+            return (when(entry.started), "", "", "", "outcome cannot be read")
+        if run is not None:
+            of = run.summary
+            tags = {"method": "+".join(of.methods) or "none", "umm": of.umm}
+            shift, gap = of.shift.gap if of.shift else None, of.states["before"].gap.gap
+            result = f"shift {spread(shift)}" if shift else f"gap {gap.value:.3f}" if gap else ""
+    elif entry.status == FINISHED and entry.folder is None and entry.kind != "baseline":
+        status = "finished, outcome elsewhere"
+    elif entry.status != FINISHED and (why := tags.get("gapeval.end")):
+        status += f": {why[:60]}"
+    return (when(entry.started), tags.get("method", ""), tags.get("umm", ""), result, status)
+
+
+def _result(metrics: dict[str, float]) -> str:
+    ends = [metrics.get(f"{end}/gap_score") for end in ("delta", "low", "high")]
+    value, low, high = ends
+    if value is not None and low is not None and high is not None:
+        return f"shift {spread(Estimate(value, low, high))}"
+    gap = metrics.get("before/gap_score")
+    if gap is not None:
+        return f"gap {gap:.3f}"
+    sides = {"told": metrics.get("before/understanding"), "drawn": metrics.get("before/generation")}
+    return ", ".join(f"{name} {100 * value:.0f} %" for name, value in sides.items() if value is not None)
