@@ -17,7 +17,7 @@ NEITHER = 3  # sorts after all
 
 Where = Annotated[
     str | None,
-    typer.Option(metavar="FILTER", help="Only runs that a filter of MLflow's matches: \"tags.method = 'rome'\"."),
+    typer.Option(metavar="FILTER", help="Only what a filter of MLflow's matches: \"tags.method = 'rome'\"."),
 ]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page there.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write all numbers there.")]
@@ -81,12 +81,12 @@ def leaderboard(
     where: Where = None,
     sort: Annotated[
         str,
-        typer.Option(metavar="METRIC", help="Rank by it; 'METRIC desc' or 'METRIC asc' says which end is best."),
+        typer.Option(metavar="METRIC", help="Rank by it; 'METRIC desc' or '… asc' says which end is best."),
     ] = "delta/gap_score",
     kind: Annotated[
         str | None, typer.Option(help="Only edit, inject, trial or baseline (default: all but trials).")
     ] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Show so many of each list.")] = None,
+    top: Annotated[int, typer.Option(min=0, help="Print so many of each list; 0 prints all.")] = 30,
     html: Html = None,
     json_file: Json = None,
 ) -> None:
@@ -97,7 +97,7 @@ def leaderboard(
 
     board = leaderboard(Store.open(), where=where, sort=sort, kind=kind)
     console = wide_console(WIDTH)
-    console.print(draw(board, top=top))
+    console.print(draw(board, top=top or None))
     if json_file:
         _write(json_file, board.model_dump_json(indent=1))
     if html:
@@ -124,9 +124,7 @@ def list_runs(*, quiet: bool) -> None:
     wide_console(WIDTH).print(draw_list(found))
 
 
-def _matching(
-    store: "Store", where: str, *, most: int | None, but: "list[Run]"
-) -> "tuple[list[Run], int]":
+def _matching(store: "Store", where: str, *, most: int | None, but: "list[Run]") -> "tuple[list[Run], int]":
     """The best of the finished runs that a filter matches, and how many more there are."""
     from gapeval_lab.comparing_runs import FINISHED, entries, open_entry
 

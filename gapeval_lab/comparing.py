@@ -22,7 +22,7 @@ from gapeval_lab.summaries import Summary
 from gapeval_lab.tracking_values import flatten
 
 MOST = 12  # runs that are compared pairwise unless all are asked for
-REPLICATES = 10_000
+REPLICATES = 4_000  # of a run's own numbers there are more; here many pairs are drawn
 SIDES: tuple[Literal["understanding", "generation"], ...] = ("understanding", "generation")
 _OF_A_NAME = ("name", "seed")  # settings that stand in the table of runs
 
@@ -220,9 +220,7 @@ def pair(run: Summary, base: Summary, *, number: int, reference: int) -> Pair:
     common = [key for key in mine if key in known]
     reasons, compared = _comparable(run, base, len(common))
     if compared == "nothing":
-        return Pair(
-            number=number, reference=reference, compared=compared, reasons=reasons, items=len(common)
-        )
+        return Pair(number=number, reference=reference, compared=compared, reasons=reasons, items=len(common))
     last, its = _last(run), _last(base)
     theirs, ours = base.verdicts(its, common), run.verdicts(last, common)
     if not _scored(theirs, ours):
@@ -240,8 +238,12 @@ def pair(run: Summary, base: Summary, *, number: int, reference: int) -> Pair:
                 f"asked otherwise before (seed or settings): {differing} items answered otherwise before the "
                 "intervention, which the difference of shifts takes off"
             )
-        states = [(1, ours), (-1, first), (-1, theirs), (1, second)]
-        shift = contrast(states, seed=base.seed, replicates=REPLICATES).gap
+        whole = all(None not in item[1:] for item in first)
+        if differing or not whole:
+            states = [(1, ours), (-1, first), (-1, theirs), (1, second)]
+            shift = contrast(states, seed=base.seed, replicates=REPLICATES).gap
+        else:  # what was before cancels
+            shift = found.gap
     return Pair(
         number=number,
         reference=reference,

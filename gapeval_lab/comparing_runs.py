@@ -225,14 +225,15 @@ def _resolve(ref: str, known: Sequence[Entry], store: Store) -> list[Run]:
         if len(matching) > 1:
             shown = ", ".join(entry.id for entry in matching[-4:])
             raise UserError(
-                f"run: '{ref}' is {len(matching)} runs (the newest: {shown}); give one's id, or a recipe's name"
+                f"run: '{ref}' is {len(matching)} runs (the newest: {shown}); give one's id, or its recipe"
             )
         if matching:
             return [_opened(matching[0], store)]
-    names = [name for e in known for name in (e.id, e.name, e.logged.tags.get("recipe", "") if e.logged else "")]
+    recipes = {entry.logged.tags.get("recipe", "") for entry in known if entry.logged}
+    names = sorted(filter(None, {*recipes, *(e.id for e in known), *(e.name for e in known)}))
     raise UserError(
-        f"run: nothing in {store.folder} is called '{ref}'{did_you_mean(ref, dict.fromkeys(filter(None, names)))}; "
-        "see 'gapeval-lab ls runs', or give an outcome's folder"
+        f"run: nothing in {store.folder} is called '{ref}'{did_you_mean(ref, names)}; see 'gapeval-lab ls "
+        "runs', or give an outcome's folder"
     )
 
 

@@ -22,8 +22,8 @@ RUN_COLUMNS = ("gap before → after", "shift [95 %]", "told", "drawn")
 EDIT_COLUMNS = ("on / off target", "shift over placebo", *QUALITIES, "transfer ratio")
 PAIR_COLUMNS = ("items", "gap, difference", "shift, difference", "told", "drawn")
 PAIR_NOTE = (
-    "the run minus the reference, on items scored in both; paired bootstrap, 95 %; (+right here and wrong there "
-    f"{MINUS}the reverse); * exact McNemar, Holm-corrected over runs, p < 0.05"
+    "the run minus the reference, on items scored in both; paired bootstrap, 95 %; (+right here and "
+    f"wrong there {MINUS}the reverse); * exact McNemar, Holm-corrected over runs, p < 0.05"
 )
 
 
@@ -33,7 +33,7 @@ class Words:
 
     title: str
     columns: tuple[str, ...]
-    lines: list[tuple[str, tuple[str, ...]]]
+    lines: Sequence[tuple[str, tuple[str, ...]]]
     note: str = ""
 
 
@@ -42,7 +42,9 @@ def run_words(comparison: Comparison) -> Words:
     lines = []
     for row in comparison.rows:
         gaps = " → ".join(f"{one.value:.3f}" for one in (row.gap_before, row.gap_after) if one) or NONE
-        lines.append((title(row, comparison), (gaps, *(_spread(x) for x in (row.shift, row.told, row.drawn)))))
+        lines.append(
+            (title(row, comparison), (gaps, *(_spread(x) for x in (row.shift, row.told, row.drawn))))
+        )
     return Words("Runs", RUN_COLUMNS, lines, "told, drawn: shift of the accuracy, mean over categories")
 
 

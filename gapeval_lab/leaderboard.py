@@ -23,6 +23,7 @@ from gapeval_lab.tracking_store import Store
 from gapeval_lab.tracking_values import flatten, shortened
 from gapeval_lab.validation import did_you_mean
 
+LONGEST = 60  # letters of a judge's settings
 KINDS = ("baseline", "edit", "inject", "trial")
 OF_MODELS = "before/gap_score"  # what models are ranked by, unless another state of theirs is asked for
 
@@ -152,7 +153,9 @@ def _check_known(lists: Sequence[Ranked], order: Sort, among: Sequence[Candidate
         if order.metric == "delta/gap_score":
             return  # the default; models of one direction have no gap
         names = metric_names(store)
-        raise UserError(f"--sort: no run that matches has '{order.metric}'{did_you_mean(order.metric, names)}")
+        raise UserError(
+            f"--sort: no run that matches has '{order.metric}'{did_you_mean(order.metric, names)}"
+        )
 
 
 def _kind(one: Candidate) -> str:
@@ -175,9 +178,7 @@ def _once(models: Sequence[Candidate]) -> list[Candidate]:
     return list(found.values())
 
 
-def _groups(
-    candidates: Sequence[Candidate], *, models: bool
-) -> list[tuple[dict[str, str], list[Candidate]]]:
+def _groups(candidates: Sequence[Candidate], *, models: bool) -> list[tuple[dict[str, str], list[Candidate]]]:
     """Runs by what makes their numbers comparable; the largest group first."""
     found: dict[tuple[str, ...], tuple[dict[str, str], list[Candidate]]] = {}
     for one in candidates:
@@ -188,7 +189,7 @@ def _groups(
             "data": params.get("data_hash", "")[:12],
             "judge": _told(judge),
         }
-        key = (common["benchmark"], params.get("data_hash", ""), str(sorted(judge.items())))
+        key: tuple[str, ...] = (common["benchmark"], params.get("data_hash", ""), str(sorted(judge.items())))
         if not models:
             common["model"] = _text(one, "umm")
             common["weights"] = params.get("weights_fingerprint", "")[:12]
@@ -201,7 +202,8 @@ def _told(judge: dict[str, str]) -> str:
     """A judge in a few words."""
     extra = [f"{name.removeprefix('judge.')}={value}" for name, value in judge.items() if name != "judge.use"]
     shown = ", ".join(extra)
-    return judge.get("judge.use", "none") + (f" ({shown[:60]}{'…' if len(shown) > 60 else ''})" if shown else "")
+    shown = shown if len(shown) <= LONGEST else shown[: LONGEST - 1] + "…"
+    return judge.get("judge.use", "none") + (f" ({shown})" if shown else "")
 
 
 def _params(one: Candidate) -> dict[str, str]:
@@ -244,9 +246,11 @@ def _ranked(of: str, common: dict[str, str], rows: Sequence[Candidate], order: S
         if not np.isnan(measured.low[place]) or len(known) == 1
     }
     sign = 1.0 if order.lower_is_better else -1.0
-    sequence = sorted(
-        range(len(rows)), key=lambda i: (not has[i], sign * measured.values[i] if has[i] else 0.0, rows[i][0].started)
-    )
+
+    def order_of(i: int) -> tuple[bool, float, float]:
+        return (not has[i], sign * float(measured.values[i]) if has[i] else 0.0, rows[i][0].started)
+
+    sequence = sorted(range(len(rows)), key=order_of)
     return Ranked(
         of=of,
         common=common,
@@ -263,14 +267,14 @@ def _how(measured: Measured, known: np.typing.NDArray[np.intp]) -> str:
         return ""
     bare = int(np.isnan(measured.low[known]).sum())
     if bare == len(known):
-        return "the metric has no interval in the store: this is the order of single values, no rank is claimed"
+        return "the metric has no interval here: this is the order of single values, no rank is claimed"
     way = "their own 95 % intervals"
     if measured.paired == len(known):
         way = "paired by item: 95 % intervals of all differences, from one resampling of the items"
     elif measured.paired > 1:
         way = f"paired by item among {measured.paired} of {len(known)}, by their own 95 % intervals else"
     more = f"; {bare} have no interval and no rank" if bare else ""
-    return f"rank: the range that the data allow ({way}); each pair at 95 %, not corrected for many pairs{more}"
+    return f"rank: the range that the data allow ({way}); each pair at 95 %, uncorrected{more}"
 
 
 def _place(one: Candidate, span: tuple[int, int] | None, measured: Measured, i: int) -> Place:
@@ -278,22 +282,24 @@ def _place(one: Candidate, span: tuple[int, int] | None, measured: Measured, i: 
     metrics = entry.logged.metrics if entry.logged else {}
     best, worst = span if span is not None else (None, None)
     own = _of_summary(entry, summary) if summary else _of_metrics(metrics, entry.logged)
-    return Place(
-        best=best,
-        worst=worst,
-        run_id=entry.id,
-        mlflow_id=entry.logged.run_id if entry.logged else "",
-        name=entry.name,
-        recipe=_text(one, "recipe"),
-        method=_text(one, "method"),
-        direction=_text(one, "direction"),
-        target=_text(one, "target"),
-        umm=_text(one, "umm"),
-        seed=_params(one).get("seed", ""),
-        value=_number(measured.values[i]),
-        low=_number(measured.low[i]),
-        high=_number(measured.high[i]),
-        **own,
+    return Place.model_validate(
+        dict(
+            best=best,
+            worst=worst,
+            run_id=entry.id,
+            mlflow_id=entry.logged.run_id if entry.logged else "",
+            name=entry.name,
+            recipe=_text(one, "recipe"),
+            method=_text(one, "method"),
+            direction=_text(one, "direction"),
+            target=_text(one, "target"),
+            umm=_text(one, "umm"),
+            seed=_params(one).get("seed", ""),
+            value=_number(measured.values[i]),
+            low=_number(measured.low[i]),
+            high=_number(measured.high[i]),
+            **own,
+        )
     )
 
 

@@ -47,7 +47,7 @@ class Sort:
         name = words[0] if words else ""
         name = re.sub(r"^metrics?\.", "", name).strip("`\"'")
         if not name or len(words) != 1 or " " in name:
-            raise UserError(f"--sort: '{text}' is no metric; write 'delta/gap_score' or 'edit/reliability/text desc'")
+            raise UserError(f"--sort: '{text}' is no metric; write 'delta/gap_score' or 'time/after desc'")
         return Sort(name, order == "asc" if order else _HIGHER.fullmatch(name) is None)
 
 
@@ -77,22 +77,25 @@ def measure(runs: Sequence[tuple[Summary | None, Logged | None]], metric: str) -
     """
     n = len(runs)
     estimates = [_own(summary, logged, metric) for summary, logged in runs]
-    values, low, high = (np.array([getattr(one, end) for one in estimates]) for end in ("value", "low", "high"))
+    values, low, high = (
+        np.array([getattr(one, end) for one in estimates]) for end in ("value", "low", "high")
+    )
     own = (high - low) / (2 * NORMAL)
     errors = np.sqrt(own[:, None] ** 2 + own[None, :] ** 2)
     places, draws = _drawn([summary for summary, _ in runs], metric)
     if places:
         block = np.ix_(places, places)
         single = draws[1:].std(axis=0, ddof=1)
+        others = np.ones(n, dtype=bool)
+        others[places] = False
         for place, spread in zip(places, single, strict=True):
-            others = np.array([other not in places for other in range(n)])
             errors[place, others] = errors[others, place] = np.sqrt(spread**2 + own[others] ** 2)
         errors[block] = standard_errors(draws[1:])
-        ends = np.percentile(draws[1:], (2.5, 97.5), axis=0)
+        span = np.percentile(draws[1:], (2.5, 97.5), axis=0)
         for at, place in enumerate(places):
             if np.isnan(low[place]):
                 value = values[place] = draws[0, at]
-                low[place], high[place] = min(ends[0, at], value), max(ends[1, at], value)
+                low[place], high[place] = min(span[0, at], value), max(span[1, at], value)
     np.fill_diagonal(errors, 0.0)
     return Measured(values, low, high, errors, len(places))
 
@@ -172,7 +175,7 @@ def _of_summary(summary: Summary, metric: str) -> Estimate | None:
         case ["delta", ("gap_score" | "understanding" | "generation") as what] if summary.shift:
             found = getattr(summary.shift, side[what])
         case ["before" | "after" as state, ("gap_score" | "understanding" | "generation") as what]:
-            there = summary.states.get(state)  # type: ignore[call-overload]
+            there = summary.states.get(state)
             found = getattr(there.gap, side[what]) if there else None
         case ["delta", category] if summary.shift and category in summary.shift.categories:
             found = summary.shift.categories[category].gap

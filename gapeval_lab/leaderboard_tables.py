@@ -58,7 +58,8 @@ def rank(place: Place) -> str:
 def unfinished_words(board: Board) -> Words:
     """Runs without a result."""
     lines = [
-        (one.run_id, (one.name, when(one.started), one.status.lower(), one.why[:80])) for one in board.unfinished
+        (one.run_id, (one.name, when(one.started), one.status.lower(), one.why[:80]))
+        for one in board.unfinished
     ]
     return Words("Without a result", ("name", "started", "status", "why"), lines)
 
@@ -111,7 +112,16 @@ def _edit_cells(place: Place) -> tuple[str, ...]:
     shares = (place.reliability.get(side) for side in ("text", "image"))
     taken = " / ".join(NONE if share is None else f"{100 * share:.0f} %" for share in shares)
     placebo = NONE if place.placebo_shift is None else signed(place.placebo_shift)
-    return (place.name or place.recipe, place.direction, place.seed, " → ".join(gaps), told, drawn, taken, placebo)
+    return (
+        place.name or place.recipe,
+        place.direction,
+        place.seed,
+        " → ".join(gaps),
+        told,
+        drawn,
+        taken,
+        placebo,
+    )
 
 
 def _model_cells(place: Place) -> tuple[str, ...]:

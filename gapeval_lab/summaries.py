@@ -4,11 +4,12 @@
 whenever the outcome is another file than the one it was made of. It can be deleted at any time.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -16,7 +17,7 @@ from gapeval_lab.errors import UserError
 from gapeval_lab.files import write_text
 from gapeval_lab.gap.records import Estimate, GapReport, ShiftReport
 from gapeval_lab.gap.table import ItemVerdict
-from gapeval_lab.outcome import QUALITIES, ItemRow, Outcome, Phase, QualityCell, Record
+from gapeval_lab.outcome import QUALITIES, ItemRow, Outcome, Phase, PhaseResult, QualityCell, Record
 
 NAME = "summary.json"
 VERSION = 1
@@ -102,16 +103,18 @@ class Summary(Record):
     def keys(self) -> list[tuple[str, str]]:
         """(id, hash of what is asked) of every item: items are the same where both are."""
         starts = range(0, len(self.digests), DIGEST)
-        return [
-            (item, self.digests[at : at + DIGEST]) for item, at in zip(self.items, starts, strict=True)
-        ]
+        return [(item, self.digests[at : at + DIGEST]) for item, at in zip(self.items, starts, strict=True)]
 
 
 def summarise(outcome: Outcome, *, made_of: tuple[int, int] = (0, 0)) -> Summary:
     """The summary of an outcome."""
     rows = outcome.before.rows
     categories = list(dict.fromkeys(row.category for row in rows))
-    phases = {phase: getattr(outcome, phase) for phase in get_args(Phase)}
+    phases: dict[Phase, PhaseResult | None] = {
+        "before": outcome.before,
+        "after": outcome.after,
+        "placebo": outcome.placebo,
+    }
     quality, recipe = outcome.quality, outcome.recipe
     nodes = [recipe.get("intervention"), *(recipe.get("then") or ())]
     return Summary(
@@ -172,10 +175,8 @@ def summary_of(place: Path) -> Summary:
         raise UserError(f"run: {file} cannot be read ({reason}); name another run") from None
     summary = summarise(outcome, made_of=stamp)
     if kept is not None:
-        try:
+        with contextlib.suppress(UserError):  # in somebody else's folder it is made again next time
             write_text(kept, summary.model_dump_json())
-        except UserError:
-            pass  # somebody else's folder: it is made again next time
     return summary
 
 

@@ -13,6 +13,7 @@ from gapeval_lab.outcome import Outcome
 from gapeval_lab.pages.run_page import write_report
 from gapeval_lab.recording import targets
 from gapeval_lab.run import OnProgress, run
+from gapeval_lab.summaries import summary_of
 from gapeval_lab.tracking import Store, experiment_name, run_name, track
 from gapeval_lab.work_folder import archive, working_folder
 
@@ -68,6 +69,7 @@ def tracked_run(
             bench, store=store, work=work, on_progress=on_progress, parent=parent, helpers=helpers
         )
         place = archive(work, (out or store.folder / "outcomes") / outcome.run_id)
+        summary_of(place)  # written now, so that reading many runs is quick
     return Tracked(outcome, run_id, place)
 
 

@@ -123,7 +123,7 @@ class _Reader:
         start = self.at
         match = self._take(_COMPARATOR)
         numeric = entity == "metric" or (entity == "attribute" and key in _NUMBERS)
-        allowed = _ORDER if numeric else _WORDS
+        allowed: tuple[str, ...] = _ORDER if numeric else _WORDS
         if entity in ("param", "tag"):
             allowed += _ABSENCE
         if entity == "dataset" or (entity == "attribute" and key == "run_id"):
@@ -131,7 +131,7 @@ class _Reader:
         if match is None:
             hint = ""
             if self.text[self.at : self.at + 1] in ("/", "-", ":"):
-                hint = f"; a name with other signs than letters, digits and '_.' stands in backticks: {entity}s.`a/b`"
+                hint = f"; names with other signs than letters, digits, '_', '.' stand in backticks"
             self._fail(f"a comparison is expected ({', '.join(allowed)}){hint}")
         op = " ".join(match.group().upper().split())
         if op not in allowed:
@@ -159,9 +159,10 @@ class _Reader:
         entity = _ENTITIES.get(first.strip("`"))
         if entity is None:
             self._fail(
-                f"'{first}' is none of metrics, params, tags, attributes, datasets{_mean(first, _ENTITIES)}", start
+                f"'{first}' is none of metrics, params, tags, attributes, datasets{_mean(first, _ENTITIES)}",
+                start,
             )
-        key = second[1:-1] if second[0] in "`\"" else second
+        key = second[1:-1] if second[0] in '`"' else second
         if entity == "attribute":
             key = _ALIASES.get(key, key)
             known: tuple[str, ...] = (*_TEXT, *_NUMBERS)

@@ -2,9 +2,9 @@
 
     python scripts/bench_store.py [--runs 500] [--metrics 200] [--folder /tmp/bench-store]
 
-Makes the store through MLflow's client, with outcomes of the shape of real ones (416 items, random verdicts),
-and times whole commands, from the start of the process to its end; beside them, MLflow's own search of the same
-runs. Wall seconds depend on what else the machine does, CPU seconds less so.
+Makes the store through MLflow's client, with outcomes of the shape of real ones (416 items, random
+verdicts), and times whole commands, from the start of the process to its end; beside them, MLflow's own
+search of the same runs. Wall seconds depend on what else the machine does, CPU seconds less so.
 """
 
 import argparse
@@ -29,8 +29,12 @@ ITEMS = 104  # per category
 METHODS = ("rome", "memit", "lora", "finetune", "alphaedit")
 MODEL = "bench"
 COMMANDS = {
-    "leaderboard": ["leaderboard", "--top", "20"],
-    "leaderboard --where": ["leaderboard", "--where", "tags.method = 'rome' and metrics.`delta/gap_score` < 0"],
+    "leaderboard": ["leaderboard"],
+    "leaderboard --where": [
+        "leaderboard",
+        "--where",
+        "tags.method = 'rome' and metrics.`delta/gap_score` < 0",
+    ],
     "compare --where (5 match)": ["compare", "--where", "params.benched = 'five'"],
     "compare --where (all match)": ["compare", "--where", "metrics.`delta/gap_score` < 10"],
     "ls runs": ["ls", "runs"],
@@ -73,7 +77,11 @@ def timed(name: str, command: list[str], folder: Path) -> None:
     """Run a command and print what it took."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     done = subprocess.run(
-        command, env={**os.environ, "GAPEVAL_LAB_HOME": str(folder)}, capture_output=True, text=True, check=False
+        command,
+        env={**os.environ, "GAPEVAL_LAB_HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -140,13 +148,14 @@ def outcome_of(number: int, before: PhaseResult) -> Outcome:
     strength = rng.random()
     after, placebo = phase(rng, 0.75, 0.45 + 0.3 * strength), phase(rng, 0.75, 0.5)
     method = METHODS[number % len(METHODS)]
+    when = f"{number // 3600:02d}{number // 60 % 60:02d}{number % 60:02d}"
     first = verdicts(before.rows)
 
     def shift(state: PhaseResult):  # type: ignore[no-untyped-def]
         return state_shift(first, verdicts(state.rows), seed=0, replicates=500)
 
     return Outcome(
-        run_id=f"{method}_bench-20261121T{number // 3600:02d}{number // 60 % 60:02d}{number % 60:02d}-{number:06x}",
+        run_id=f"{method}_bench-20261121T{when}-{number:06x}",
         kind="edit",
         recipe={
             "name": f"{method}_bench",

@@ -3,8 +3,8 @@
 Knows verdicts; knows no run and no intervention. An item's verdicts in all states are resampled together,
 within its category, and an item counts only if it was scored in all of them.
 
-With two interventions a and b of one model, `contrast([(1, after_a), (-1, before), (-1, after_b), (1, before)])`
-is the difference of their differences.
+`contrast([(1, after_a), (-1, before), (-1, after_b), (1, before)])` is the difference between the shifts
+of two interventions a and b on one model.
 """
 
 from collections.abc import Sequence
@@ -61,8 +61,8 @@ def contrast(states: Sequence[tuple[int, State]], *, seed: int, replicates: int 
         table = table[:, (table >= 0).all(axis=0)]
         if table.shape[1]:
             n += table.shape[1]
-            weights = [weight for weight, _ in states]
-            draws.append(_category(name, table, weights, seed=seed, replicates=replicates))
+            left = _left([weight for weight, _ in states], table)
+            draws.append(_category(name, left, seed=seed, replicates=replicates))
     if draws:
         parts = zip(*draws, strict=True)
         told = [estimate(float(mean[0]), mean[1:]) for mean in (np.mean(part, axis=0) for part in parts)]
@@ -75,29 +75,31 @@ def contrast(states: Sequence[tuple[int, State]], *, seed: int, replicates: int 
     return Contrast(max(counts), None, *sides)
 
 
+def _left(weights: Sequence[int], table: Codes) -> list[tuple[int, Codes]]:
+    """The states, (items,) each, with their weights; equal ones as one, none that cancel."""
+    found: dict[bytes, tuple[int, Codes]] = {}
+    for weight, codes in zip(weights, table, strict=True):
+        before = found.get(codes.tobytes(), (0, codes))[0]
+        found[codes.tobytes()] = (before + weight, codes)
+    return [(weight, codes) for weight, codes in found.values() if weight]
+
+
 def _category(
-    name: str, table: Codes, weights: Sequence[int], *, seed: int, replicates: int
+    name: str, states: Sequence[tuple[int, Codes]], *, seed: int, replicates: int
 ) -> tuple[Floats, Floats, Floats]:
     """(replicates + 1,) each, the value first: gap, understanding, generation."""
-    kinds, sizes = np.unique(table, axis=1, return_counts=True)  # items that are alike in all states
+    total = (np.zeros(replicates + 1), np.zeros(replicates + 1), np.zeros(replicates + 1))
+    if not states:
+        return total
+    # Items that are alike in all states are one cell.
+    kinds, sizes = np.unique(np.stack([codes for _, codes in states]), axis=1, return_counts=True)
     drawn = bootstrap(sizes, rng=stream(seed, "contrast", name), replicates=replicates)
     counts = np.concatenate([sizes[None], drawn])
-    length = len(counts)
-    total = (np.zeros(length), np.zeros(length), np.zeros(length))
-    for weight, codes in _kept(kinds, weights):
+    for (weight, _), codes in zip(states, kinds, strict=True):
         cells = counts @ np.eye(4, dtype=np.int64)[codes]
         for place, values in enumerate((gap(cells), *accuracies(cells))):
             total[place][:] += weight * values
     return total
-
-
-def _kept(kinds: Codes, weights: Sequence[int]) -> list[tuple[int, Codes]]:
-    """Each state that differs from the others with its weight; those that cancel are gone."""
-    found: dict[bytes, tuple[int, Codes]] = {}
-    for weight, codes in zip(weights, kinds, strict=True):
-        before = found.get(codes.tobytes(), (0, codes))[0]
-        found[codes.tobytes()] = (before + weight, codes)
-    return [(weight, codes) for weight, codes in found.values() if weight]
 
 
 def _one_side(
