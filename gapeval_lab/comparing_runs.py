@@ -65,10 +65,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Run:
-    """An entry with its summary."""
+    """An entry with its summary; `place` is the folder of its outcome, or the file."""
 
     entry: Entry
     summary: Summary
+    place: Path
 
     @property
     def label(self) -> str:
@@ -76,14 +77,14 @@ class Run:
         return self.entry.name or self.summary.name
 
 
-def marks(run: Run) -> list[str]:
+def marks(entry: Entry, summary: Summary) -> list[str]:
     """What speaks against trusting a run's numbers, or against the edit itself."""
     found = []
-    if run.entry.status != FINISHED:
-        found.append(run.entry.status.lower())
-    if run.summary.reverted is False:
+    if entry.status != FINISHED:
+        found.append(entry.status.lower())
+    if summary.reverted is False:
         found.append("weights NOT restored")
-    told = run.summary.quality.get("reliability", {}).get("text")
+    told = summary.quality.get("reliability", {}).get("text")
     if told is not None and told.after.value < LEAST_TOLD:
         found.append(f"edit did not take (told {100 * told.after.value:.0f} %)")
     return found
@@ -147,7 +148,7 @@ def open_entry(entry: Entry, store: Store, *, remote: bool = True) -> Run | None
     summary = summary_of(place)
     if entry.kind == "baseline" and summary.kind != "baseline":
         summary = _before(summary)
-    return Run(entry, summary)
+    return Run(entry, summary, place)
 
 
 def open_all(found: Iterable[Entry], store: Store) -> tuple[list[Run], list[Entry], list[str]]:
@@ -244,7 +245,8 @@ def _of_path(place: Path, known: Sequence[Entry], store: Store) -> Run:
             return _opened(entry, store)
     summary = summary_of(place)
     started = datetime.datetime.fromisoformat(summary.started).timestamp()
-    return Run(Entry(summary.run_id, summary.name, FINISHED, summary.kind, started, None, folder), summary)
+    entry = Entry(summary.run_id, summary.name, FINISHED, summary.kind, started, None, folder)
+    return Run(entry, summary, place)
 
 
 def _of_recipe(name: str, known: Sequence[Entry], store: Store) -> list[Run]:

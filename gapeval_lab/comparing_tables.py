@@ -99,15 +99,34 @@ def pooled_words(comparison: Comparison) -> list[Words]:
     ]
 
 
-def setting_words(comparison: Comparison, *, longest: int = LONGEST) -> Words:
-    """What the runs' recipes, versions and data differ in."""
+def setting_words(comparison: Comparison, *, longest: int = LONGEST, own: bool = False) -> Words:
+    """What the runs' recipes, versions and data differ in.
+
+    Args:
+        comparison: of the runs.
+        longest: letters of a value that are shown.
+        own: whether settings that only some methods know are told, too, where methods differ.
+    """
+    several = any(one.path == "intervention.use" for one in comparison.settings)
+    hidden = [
+        one.path
+        for one in comparison.settings
+        if several and not own and one.path.startswith("intervention.") and None in one.values
+    ]
 
     def cell(value: str | None) -> str:
         text = MINUS if value is None else value
         return text if len(text) <= longest else text[: longest - 1] + "…"
 
-    lines = [(one.path, tuple(cell(value) for value in one.values)) for one in comparison.settings]
-    return Words("What differs", tuple(str(row.number) for row in comparison.rows), lines)
+    lines = [
+        (one.path, tuple(cell(value) for value in one.values))
+        for one in comparison.settings
+        if one.path not in hidden
+    ]
+    note = (
+        f"and {len(hidden)} settings that only some of the methods know (--html shows them)" if hidden else ""
+    )
+    return Words("What differs", tuple(str(row.number) for row in comparison.rows), lines, note)
 
 
 def remarks(comparison: Comparison) -> list[str]:
@@ -142,7 +161,14 @@ def draw(comparison: Comparison) -> Group:
         parts += _laid_out(words)
     words = setting_words(comparison)
     if len(comparison.rows) > 1 and not words.lines:
-        parts.append(Text("the runs' settings do not differ", style="dim"))
+        parts.append(
+            Text(
+                "the runs' settings do not differ, but for the seed"
+                if len({row.seed for row in comparison.rows}) > 1
+                else "the runs' settings do not differ",
+                style="dim",
+            )
+        )
     parts += _laid_out(words)
     return Group(*parts)
 

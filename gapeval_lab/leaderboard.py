@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gapeval_lab.comparing_runs import FINISHED, LEAST_TOLD, METRICS, Entry, Run, entries, marks, open_all
+from gapeval_lab.comparing_runs import FINISHED, LEAST_TOLD, METRICS, Entry, entries, marks, open_all
 from gapeval_lab.errors import UserError
 from gapeval_lab.gap.ranks import rank_ranges
 from gapeval_lab.gap.records import Estimate
@@ -318,7 +318,7 @@ def _of_summary(entry: Entry, summary: Summary) -> dict[str, object]:
         "drawn": shift.generation if shift else before.generation,
         "reliability": {side: cell.after.value for side, cell in reliability.items()},
         "placebo_shift": placebo.value if placebo else None,
-        "marks": marks(Run(entry, summary)),
+        "marks": marks(entry, summary),
     }
 
 

@@ -131,7 +131,7 @@ class _Reader:
         if match is None:
             hint = ""
             if self.text[self.at : self.at + 1] in ("/", "-", ":"):
-                hint = f"; names with other signs than letters, digits, '_', '.' stand in backticks"
+                hint = "; names with other signs than letters, digits, '_', '.' stand in backticks"
             self._fail(f"a comparison is expected ({', '.join(allowed)}){hint}")
         op = " ".join(match.group().upper().split())
         if op not in allowed:

@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "gapeval_lab"
 FOLDERS = ("models", "benchmarks", "judges", "interventions", "gap", "pages")
 FAMILIES = (  # one concern in several files
     *("tracking", "delta", "cli", "search", "trials", "report", "endpoint", "rescoring", "shards"),
+    *("comparing", "leaderboard"),
 )
 
 EVERYTHING = {"*"}
@@ -108,7 +109,36 @@ ARROWS: dict[str, set[str]] = {
     "testing": {"delta", "interfaces", "items"},
     # telling
     "tracking": {"run", "outcome", "recipe", "gap", "report", "errors", "files", "home"},
-    "tracked_run": {"bench", "evaluate", "outcome", "pages", "recording", "run", "tracking", "work_folder"},
+    "tracked_run": {
+        *(
+            "bench",
+            "evaluate",
+            "outcome",
+            "pages",
+            "recording",
+            "run",
+            "summaries",
+            "tracking",
+            "work_folder",
+        ),
+    },
+    "summaries": {"gap", "outcome", "files", "errors"},
+    "comparing": {
+        *(
+            "gap",
+            "outcome",
+            "repeats",
+            "report",
+            "stored_runs",
+            "summaries",
+            "tracking",
+            "validation",
+            "errors",
+        ),
+    },
+    "leaderboard": {
+        *("comparing", "gap", "outcome", "report", "summaries", "tracking", "validation", "errors"),
+    },
     "trials": {
         *("bench", "evaluate", "recipe", "delta", "gap", "outcome", "quality", "fact_files", "splits"),
         *("emergence", "fitting", "measuring", "protocol_record", "recording", "run", "tracked_run"),
@@ -128,7 +158,7 @@ ARROWS: dict[str, set[str]] = {
     "fitting": {"bench", "delta", "emergence", "files", "interfaces", "lessons", "outcome"},
     "repeats": {"gap", "outcome"},
     "report": {"gap", "outcome", "repeats", "errors", "files"},
-    "pages": {"gap", "outcome", "report", "tracking", "errors", "files"},
+    "pages": {"comparing", "leaderboard", "gap", "outcome", "report", "tracking", "errors", "files"},
     "scoring": {"gap", "report"},
     # judging again
     "agreement": {"gap", "items"},
