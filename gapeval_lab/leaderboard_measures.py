@@ -180,7 +180,7 @@ def _of_summary(summary: Summary, metric: str) -> Estimate | None:
         case ["delta", category] if summary.shift and category in summary.shift.categories:
             found = summary.shift.categories[category].gap
         case ["edit", measure, ("text" | "image") as of] if of in summary.quality.get(measure, {}):
-            found = summary.quality[measure][of].after  # type: ignore[index]
+            found = summary.quality[measure][of].after
         case ["edit", "transfer_ratio"]:
             found = summary.transfer_ratio
     return found

@@ -1,12 +1,14 @@
 """Runs ranked as far as the data allow, apart where their numbers are of other scales; runs as a list."""
 
 import json
-import time
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from factories import make_outcome, without_after
-from test_comparing import call, database, log, put, store, verdicts  # noqa: F401
+from run_store import call, database, log, put, verdicts
 
 from gapeval_lab import cli
 from gapeval_lab.errors import UserError
@@ -18,7 +20,15 @@ from gapeval_lab.leaderboard_tables import rank, when
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.summaries import summarise
 from gapeval_lab.tracking_read import Logged
+from gapeval_lab.tracking_store import Store
 from gapeval_lab.tracking_values import params, tags
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("GAPEVAL_LAB_HOME", str(tmp_path))
+    return Store.open(tmp_path)
 
 
 def stamp(number: int) -> str:
@@ -45,10 +55,10 @@ def drawn_right(outcome: Outcome, share: float) -> Outcome:
 
 
 @pytest.fixture
-def ranked(store, tmp_path):  # noqa: F811
+def ranked(store, tmp_path):
     """Three edits: one that lets most be drawn right, two that are nearly alike and let few."""
     base = make_outcome(tmp_path, per_category=30)
-    for number, share in enumerate((0.9, 0.3, 0.27)):
+    for number, share in enumerate((0.9, 0.3, 0.25)):
         put(store, stamp(number), drawn_right(base, share), seed=number)
     return store
 
@@ -57,10 +67,7 @@ def test_what_cannot_be_told_apart_is_in_no_order(ranked) -> None:
     board = leaderboard(ranked)
     (edits,) = board.lists
     assert [place.run_id for place in edits.places] == [stamp(0), stamp(1), stamp(2)]
-    assert [rank(place) for place in edits.places] == ["1", "2", "3"] or [
-        rank(place) for place in edits.places
-    ] == ["1", "2–3", "2–3"]
-    assert edits.places[0].worst == 1 and edits.places[1].best == 2
+    assert [rank(place) for place in edits.places] == ["1", "2–3", "2–3"]
     assert "paired by item" in edits.how
     for place in edits.places:
         assert place.shift is not None and place.value == place.shift.value
@@ -78,15 +85,10 @@ def test_pairing_tells_apart_what_single_intervals_would_not(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "expected"),
-    [
-        ("delta/generation", 0.0),
-        ("delta/on_target", None),
-        ("after/generation", None),
-        ("delta/reasoning", None),
-    ],
+    "metric",
+    ["delta/generation", "delta/on_target", "after/generation", "delta/reasoning"],
 )
-def test_what_is_counted_from_verdicts_is_the_outcomes_own_number(tmp_path, metric, expected) -> None:
+def test_what_is_counted_from_verdicts_is_the_outcomes_own_number(tmp_path, metric) -> None:
     outcome = drawn_right(make_outcome(tmp_path, per_category=30), 0.4)
     one = summarise(outcome)
     found = measure([(one, None), (one, None)], metric)
@@ -211,7 +213,7 @@ def test_bad_input_is_one_message(ranked, words, said) -> None:
         cli.app(["leaderboard", *words], standalone_mode=False)
 
 
-def test_nothing_to_rank_is_one_message(store) -> None:  # noqa: F811
+def test_nothing_to_rank_is_one_message(store) -> None:
     with pytest.raises(UserError, match="no finished run is in"):
         leaderboard(store)
 
@@ -250,14 +252,9 @@ def test_runs_are_listed_newest_last_with_their_result(ranked, capsys) -> None:
 
 
 def test_neither_imports_what_takes_seconds(ranked) -> None:
-    import subprocess
-    import sys
-
     code = (
         "import sys; from gapeval_lab import cli; cli.app(['leaderboard'], standalone_mode=False); "
         "cli.app(['ls', 'runs'], standalone_mode=False); "
         "sys.exit(any(name in sys.modules for name in ('mlflow', 'torch', 'scipy', 'matplotlib', 'jinja2')))"
     )
-    began = time.monotonic()
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
-    assert time.monotonic() - began < 60

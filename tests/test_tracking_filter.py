@@ -143,3 +143,15 @@ def test_another_file_than_a_database_is_one_message(tmp_path, monkeypatch) -> N
     store.database.write_text("this is no database, and long enough to be told from one " * 20)
     with pytest.raises(UserError, match="cannot be read"):
         read_runs(store)
+
+
+def test_through_mlflows_client_the_runs_are_the_same(store, monkeypatch) -> None:
+    about = {"tags": ["method"], "params": ["intervention."], "metrics": ["plain"]}
+    monkeypatch.setattr(
+        "gapeval_lab.tracking_read._as_expected", lambda _: False
+    )  # tables of another version
+    monkeypatch.setattr("gapeval_lab.tracking_read.PAGE", 2)
+    found = read_runs(store, where="metrics.plain > 0", **about)
+    monkeypatch.undo()
+    assert found == read_runs(store, where="metrics.plain > 0", **about)
+    assert len(found) == 5
