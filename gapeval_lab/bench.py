@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from gapeval_lab.errors import UserError
 from gapeval_lab.evaluate import select
 from gapeval_lab.fact_files import read_fact_file, read_texts
 from gapeval_lab.facts import facts_hash
+from gapeval_lab.inputs import Source, placed, sources_of
 from gapeval_lab.interfaces import (
     UMM,
     Benchmark,
@@ -30,6 +31,7 @@ from gapeval_lab.interfaces import (
 from gapeval_lab.items import Direction, Fact, Item, image_digest, items_digest
 from gapeval_lab.lessons import lessons_of
 from gapeval_lab.protocols import needed
+from gapeval_lab.provenance import code_hash, machine, stamp
 from gapeval_lab.recipe import FactsNode, LoadedRecipe, Node, Recipe
 from gapeval_lab.splits import of_split
 
@@ -52,7 +54,11 @@ class Stage:
 
 @dataclass
 class Bench:
-    """A recipe's parts, loaded: what a run works with."""
+    """A recipe's parts, loaded: what a run works with.
+
+    `inputs` are the files that the facts came from; `reproduces` is the id of the run that is repeated: such
+    a run takes nothing from what others left on disk.
+    """
 
     loaded: LoadedRecipe
     umm: UMM
@@ -62,6 +68,8 @@ class Bench:
     stages: list[Stage]
     weights: str
     seconds: dict[str, float] = field(default_factory=dict)
+    inputs: tuple[Source, ...] = ()
+    reproduces: str | None = None
 
     @property
     def facts(self) -> tuple[Fact, ...]:
@@ -119,29 +127,39 @@ class Bench:
             # Files that a judge reads, such as people's labels, are in its settings by their content.
             self.judge.settings(),
             __version__,
+            *(() if self.reproduces is None else (self.reproduces, code_hash(), machine())),
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def load_bench(loaded: LoadedRecipe) -> Bench:
+def load_bench(
+    loaded: LoadedRecipe, *, places: Mapping[str, Path] | None = None, judge: Judge | None = None
+) -> Bench:
     """Build every part of the recipe; all user mistakes come out here, before any work.
+
+    Args:
+        loaded: the recipe.
+        places: where files that it names lie, if not there, see `inputs`.
+        judge: instead of the recipe's own, of which it is another copy.
 
     Raises:
         UserError: a part of the recipe does not fit.
     """
     recipe = loaded.recipe
     began = time.monotonic()
-    benchmark, judge = recipe.build("benchmark"), recipe.build("judge")
+    stamp()
+    benchmark, judge = recipe.build("benchmark"), judge or recipe.build("judge")
     items = chosen_items(recipe, benchmark)
     if isinstance(judge, Checked):
         judge.check(items)
-    stages = stages_of(recipe, benchmark)
+    stages = stages_of(recipe, benchmark, places=places)
     umm = recipe.build("model").load()
     _check_asking(recipe, umm)
     for stage in stages:
         _check(stage, umm)
     seconds = {"load": time.monotonic() - began}
-    return Bench(loaded, umm, judge, benchmark, items, stages, weights_of(umm), seconds)
+    weights, inputs = weights_of(umm), inputs_of(recipe, stages, places=places)
+    return Bench(loaded, umm, judge, benchmark, items, stages, weights, seconds, inputs)
 
 
 def weights_of(umm: UMM) -> str:
@@ -190,11 +208,41 @@ def with_recipe(bench: Bench, loaded: LoadedRecipe) -> Bench:
     _check_asking(new, bench.umm)
     for stage in stages:
         _check(stage, bench.umm)
-    return replace(bench, loaded=loaded, items=items, stages=stages, seconds={})
+    inputs = inputs_of(new, stages)
+    return replace(bench, loaded=loaded, items=items, stages=stages, seconds={}, inputs=inputs)
 
 
-def stages_of(recipe: Recipe, benchmark: Benchmark) -> list[Stage]:
+def inputs_of(
+    recipe: Recipe, stages: Sequence[Stage], *, places: Mapping[str, Path] | None = None
+) -> tuple[Source, ...]:
+    """What the facts came from, and what interventions read by themselves; nothing for a baseline.
+
+    Args:
+        recipe, places: see `stages_of`.
+        stages: of the recipe.
+    """
+    if recipe.intervention is None or recipe.facts is None:
+        return ()
+    nodes = [recipe.facts, *(step.facts for step in recipe.then)]
+    read = [
+        Source(
+            f"then.{number - 1}.intervention" if number else "intervention", stage.intervention.content_hash()
+        )
+        for number, stage in enumerate(stages)
+        if isinstance(stage.intervention, ReadsFiles)
+    ]
+    return (*sources_of(nodes, places or {}), *read)
+
+
+def stages_of(
+    recipe: Recipe, benchmark: Benchmark, *, places: Mapping[str, Path] | None = None
+) -> list[Stage]:
     """The interventions in order, with their facts and lessons; none for a baseline.
+
+    Args:
+        recipe: what to build.
+        benchmark: its own.
+        places: where files that it names lie, if not there.
 
     Raises:
         UserError: no facts, an id that stands in two sets, or lessons that are measured.
@@ -206,11 +254,11 @@ def stages_of(recipe: Recipe, benchmark: Benchmark) -> list[Stage]:
             "facts: the recipe has an intervention but no facts; add facts: {file: facts/....jsonl}"
         )
     nodes = [(recipe.facts, recipe.intervention), *((step.facts, step.intervention) for step in recipe.then)]
-    stages = [_stage(facts, node, benchmark) for facts, node in nodes]
-    places: dict[str, int] = {}
+    stages = [_stage(placed(facts, places or {}), node, benchmark) for facts, node in nodes]
+    first_in: dict[str, int] = {}
     for number, stage in enumerate(stages):
         for fact in stage.facts:
-            first = places.setdefault(fact.id, number)
+            first = first_in.setdefault(fact.id, number)
             if first != number:
                 raise UserError(
                     f"then.{number - 1}.facts: fact '{fact.id}' stands in an earlier set; take another "

@@ -16,6 +16,7 @@ from gapeval_lab.cli_export import export
 from gapeval_lab.cli_judge import judge_app, labels_app, score
 from gapeval_lab.cli_model import app as model_app
 from gapeval_lab.cli_report import report
+from gapeval_lab.cli_reproduce import reproduce
 from gapeval_lab.cli_respond import EngineOption, Processes, respond
 from gapeval_lab.cli_search import search
 from gapeval_lab.errors import RunFailed, SafetyError, UserError
@@ -343,6 +344,7 @@ app.command()(report)
 app.command()(respond)
 app.command()(compare)
 app.command()(leaderboard)
+app.command()(reproduce)
 
 
 def main() -> None:

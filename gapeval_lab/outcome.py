@@ -111,6 +111,24 @@ class ReasonedRow(Record):
     drawn: dict[str, DrawnBy]
 
 
+INPUTS = "inputs"
+"""The folder, in an outcome's folder, of copies of what the run read."""
+
+
+class Input(Record):
+    """A file or folder that a run read beside its benchmark, its model and its judge.
+
+    Attributes:
+        name: as the recipe names it; of what an intervention reads itself, the recipe's field.
+        sha256: of its bytes; of a folder, over the names and bytes that were read.
+        file: its copy, relative to the outcome's folder; None where none is kept (trials, very large ones).
+    """
+
+    name: str
+    sha256: str
+    file: str | None = None
+
+
 QUALITIES = ("reliability", "generalisation", "locality", "portability")
 """The shares of `EditQuality`, in the order in which they are told."""
 
@@ -288,6 +306,13 @@ class Outcome(Record):
     seconds: dict[str, float]  # phase -> wall time
     peak_memory_gib: float
     facts: list[dict[str, str]]  # id, subject, relation, target_true, target_new, split
+    git_diff: str | None = None  # SHA-256 of what was changed beside `git_revision`; None where nothing was
+    code_hash: str | None = None  # SHA-256 over our own source files, as they ran
+    machine: dict[str, str] = {}  # `provenance.machine`
+    inputs: list[Input] = []
+    model_settings: dict[str, Any] = {}  # what answers depend on beside the weights
+    judge_settings: dict[str, Any] = {}  # what verdicts depend on
+    reproduces: str | None = None  # the run that this one repeats
 
     def trainings(self) -> dict[str, Emergence]:
         """What was measured while interventions trained: "emergence", or "emergence/2" for the second."""

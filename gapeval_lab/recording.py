@@ -17,13 +17,14 @@ from gapeval_lab.evaluate import Evaluation
 from gapeval_lab.fitting import DELTA, Curves, Fitted, rounding
 from gapeval_lab.gap.one_sided import state_report, state_shift
 from gapeval_lab.gap.records import GapReport, ShiftReport
+from gapeval_lab.inputs import keep
 from gapeval_lab.interfaces import ADAPTER, ENGINE_LOG, side_of
 from gapeval_lab.item_rows import item_rows, reasoned_rows
 from gapeval_lab.measuring import Measured
 from gapeval_lab.outcome import Outcome, PhaseResult
 from gapeval_lab.outcome import Stage as StageRecord
 from gapeval_lab.protocol_record import protocol_results, protocol_rows, verdicts
-from gapeval_lab.provenance import git_revision, peak_memory_gib, versions
+from gapeval_lab.provenance import code_hash, git_diff, git_revision, machine, peak_memory_gib, versions
 from gapeval_lab.quality import ProbeState, Side, edit_quality, held
 
 WIDEST = 2048  # side of dense terms up to which singular values are logged
@@ -137,6 +138,13 @@ def record(bench: Bench, course: Course, *, weights: str, work: Path, trial: boo
             }
             for fact in bench.facts
         ],
+        git_diff=git_diff(),
+        code_hash=code_hash(),
+        machine=machine(),
+        inputs=keep(bench.inputs, None if trial else work),
+        model_settings=bench.umm.settings(),
+        judge_settings=bench.judge.settings(),
+        reproduces=bench.reproduces,
     )
 
 

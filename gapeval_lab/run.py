@@ -23,6 +23,7 @@ from gapeval_lab.measuring import Measured, measure
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.recording import Course, record
 from gapeval_lab.response_store import shared_responses
+from gapeval_lab.work_folder import ALONE
 
 OnStage = Callable[[str], None]
 OnProgress = Callable[[str, int, int], None]
@@ -165,6 +166,11 @@ class Runner:
         write_text(self.work / "recipe.yaml", self.bench.loaded.text)
         outcome.save(self.work)
         return outcome
+
+
+def home_of(bench: Bench, work: Path, home: Path) -> Path:
+    """Where a run finds what runs share: a repetition shares nothing, and keeps it in its own folder."""
+    return home if bench.reproduces is None else work / ALONE
 
 
 def run(

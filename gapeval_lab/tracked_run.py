@@ -12,7 +12,7 @@ from gapeval_lab.evaluate import Helpers
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.pages.run_page import write_report
 from gapeval_lab.recording import targets
-from gapeval_lab.run import OnProgress, run
+from gapeval_lab.run import OnProgress, home_of, run
 from gapeval_lab.summaries import summary_of
 from gapeval_lab.tracking import Store, experiment_name, run_name, track
 from gapeval_lab.work_folder import archive, working_folder
@@ -86,17 +86,20 @@ def _logged(
     if done.exists():  # killed between logging and moving the result to its place
         return Outcome.load(work), done.read_text(encoding="utf-8")
     name = run_name(bench.loaded.resolved, targets=targets(bench), direction=bench.direction)
+    tags = dict(parent.tags) if parent else {}
+    if bench.reproduces is not None:
+        name, tags = f"{name} again", {"gapeval.reproduces": bench.reproduces}
     with track(
         store,
         parent.name if parent else name,
         experiment=parent.experiment if parent else experiment_name(bench.name),
         key=bench.key,
         parent_id=parent.run_id if parent else None,
-        tags=parent.tags if parent else None,
+        tags=tags,
     ) as live:
         outcome = run(
             bench,
-            home=store.folder,
+            home=home_of(bench, work, store.folder),
             work=work,
             on_stage=live.stage,
             on_progress=on_progress,
@@ -105,7 +108,7 @@ def _logged(
         on_progress(LOGGING, 0, 1)
         if outcome.kind != "trial":
             write_report(outcome, work)
-        live.log(outcome, work, name=parent.name if parent else None)
+        live.log(outcome, work, name=parent.name if parent else name if bench.reproduces else None)
         done.write_text(live.run_id, encoding="utf-8")
         on_progress(LOGGING, 1, 1)
     return outcome, live.run_id

@@ -23,7 +23,9 @@ from typing import IO, Any
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.outcome import Outcome
+from gapeval_lab.tracking_find import fetch
 from gapeval_lab.tracking_log import log_outcome, set_tags
+from gapeval_lab.tracking_scalars import unrounded
 from gapeval_lab.tracking_stop import Stopped, sigterm_raises
 from gapeval_lab.tracking_store import Store, file_lock, stopped_as, try_lock, user_name
 from gapeval_lab.tracking_ui import ui, view_links
@@ -38,14 +40,20 @@ __all__ = [
     "baseline",
     "baseline_fingerprint",
     "experiment_name",
+    "fetch",
     "run_name",
     "track",
     "ui",
+    "unrounded",
     "view_links",
 ]
 
 # Parts of a recipe that the measurement before an intervention does not depend on.
 _NOT_BASELINE = ("name", "about", "facts", "intervention", "then", "emergence", "controls", "search")
+
+
+# Optional parts of an outcome that say where it was made, and with what.
+_EVERY_RUNS = ("git_diff", "code_hash", "machine", "model_settings", "judge_settings")
 
 
 def experiment_name(umm: str, *, searches: bool = False) -> str:
@@ -279,11 +287,11 @@ def baseline(store: Store, outcome: Outcome, folder: Path) -> str:
 def _before_only(outcome: Outcome) -> Outcome:
     """The outcome as if nothing had been done to the model."""
     recipe = _of_baseline(outcome.recipe)
-    # What an outcome may leave out (stages, adapter, emergence, ...) is all of the intervention's.
+    # What else an outcome may leave out (stages, adapter, emergence, ...) is all of the intervention's.
     optional = {
         name: field.get_default(call_default_factory=True)
         for name, field in Outcome.model_fields.items()
-        if not field.is_required()
+        if not field.is_required() and name not in _EVERY_RUNS
     }
     return outcome.model_copy(
         update={

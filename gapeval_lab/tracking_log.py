@@ -18,7 +18,7 @@ import yaml
 
 from gapeval_lab import tracking_pictures, tracking_scalars, tracking_values, tracking_views
 from gapeval_lab.files import write_text
-from gapeval_lab.outcome import Outcome
+from gapeval_lab.outcome import INPUTS, Outcome
 from gapeval_lab.tracking_figure import (
     draw_emergence,
     draw_gap_shift,
@@ -121,6 +121,8 @@ def _stage_artifacts(outcome: Outcome, found: Sequence[Pair], *, folder: Path, s
         report = folder / "report.html"
         if report.exists():
             shutil.copyfile(report, stage / "report.html")
+    if outcome.inputs and (folder / INPUTS).is_dir():
+        shutil.copytree(folder / INPUTS, stage / INPUTS)
     for name in outcome.engine_logs:
         (stage / "logs" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, stage / "logs" / name)

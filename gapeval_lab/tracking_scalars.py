@@ -31,6 +31,11 @@ def delta_norms(norms: Mapping[str, float]) -> dict[str, float]:
 
 def scalars(outcome: Outcome) -> dict[str, float]:
     """Metrics without steps, in the order in which they are to be shown, rounded to 4 decimals."""
+    return rounded(unrounded(outcome))
+
+
+def unrounded(outcome: Outcome) -> dict[str, float | None]:
+    """`scalars` with all their digits; None where there is no value."""
     before, after, shift = outcome.before.gap, outcome.after, outcome.shift
     found: dict[str, float | None] = dict(
         gap_scalars(before, after.gap if after else None, shift, targets=outcome.target_categories)
@@ -59,7 +64,7 @@ def scalars(outcome: Outcome) -> dict[str, float]:
         found["cost/seconds"] = sum(s for phase, s in outcome.seconds.items() if phase.startswith("fit"))
     found |= {f"time/{phase}": seconds for phase, seconds in outcome.seconds.items()}
     found["memory/peak_gib"] = outcome.peak_memory_gib
-    return rounded(found)
+    return found
 
 
 def gap_scalars(

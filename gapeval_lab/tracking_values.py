@@ -142,7 +142,9 @@ def params(outcome: Outcome) -> dict[str, str]:
         "weights_fingerprint": outcome.weights_fingerprint,
         "delta_address": outcome.delta_address or "",
         "git_revision": outcome.git_revision or "",
+        "code_hash": outcome.code_hash or "",
         "overrides": " ".join(outcome.overrides),
+        **{clean_key(f"machine.{name}"): value for name, value in outcome.machine.items()},
         **{clean_key(f"versions.{name}"): version for name, version in outcome.versions.items()},
     }
     if outcome.kind == "baseline":

@@ -9,6 +9,9 @@ from pathlib import Path
 from gapeval_lab.errors import UserError
 from gapeval_lab.fitting import WORKING
 
+ALONE = "alone"
+"""The folder, in a working folder, that a repetition has in the place of the shared caches."""
+
 
 @contextlib.contextmanager
 def working_folder(home: Path, key: str) -> Iterator[Path]:
@@ -39,7 +42,7 @@ def working_folder(home: Path, key: str) -> Iterator[Path]:
 
 def archive(work: Path, place: Path) -> Path:
     """Move a finished run's folder to where it stays; responses kept for resuming are dropped."""
-    for phase in ("after", *(p.name for p in work.glob("after-*")), "identity", "placebo"):
+    for phase in ("after", *(p.name for p in work.glob("after-*")), "identity", "placebo", ALONE):
         shutil.rmtree(work / phase, ignore_errors=True)
     for leftover in WORKING:
         for file in (work / leftover, *work.glob(f"stages/*/{leftover}")):

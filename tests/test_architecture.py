@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "gapeval_lab"
 FOLDERS = ("models", "benchmarks", "judges", "interventions", "gap", "pages")
 FAMILIES = (  # one concern in several files
     *("tracking", "delta", "cli", "search", "trials", "report", "endpoint", "rescoring", "shards"),
-    *("comparing", "leaderboard"),
+    *("comparing", "leaderboard", "reproducing"),
 )
 
 EVERYTHING = {"*"}
@@ -82,10 +82,11 @@ ARROWS: dict[str, set[str]] = {
     "evaluate": {"delta", "response_store", "interfaces", "items", "errors"},
     "export_gapeval": {"registry", "outcome", "gapeval_layout", "interfaces", "items", "errors", "files"},
     "provenance": set(),
+    "inputs": {"lessons", "outcome", "recipe", "shipped", "errors", "files"},
     "splits": {"items", "errors"},
     "bench": {
         *("registry", "evaluate", "recipe", "delta", "facts", "fact_files", "lessons", "splits"),
-        *("interfaces", "items", "errors", "protocols"),
+        *("interfaces", "items", "errors", "protocols", "inputs", "provenance"),
     },
     "stored_deltas": {"delta", "errors", "validation"},
     "merged": {"delta", "interfaces", "errors", "files"},
@@ -100,11 +101,11 @@ ARROWS: dict[str, set[str]] = {
     "recording": {
         *("bench", "evaluate", "delta", "gap", "outcome", "quality", "provenance"),
         *("fitting", "item_rows", "measuring", "protocol_record"),
-        *("interfaces", "items"),
+        *("inputs", "interfaces", "items"),
     },
     "run": {
         *("bench", "evaluate", "delta", "outcome", "fitting", "measuring", "recording", "response_store"),
-        *("errors", "files"),
+        *("work_folder", "errors", "files"),
     },
     "testing": {"delta", "interfaces", "items"},
     # telling
@@ -145,6 +146,11 @@ ARROWS: dict[str, set[str]] = {
         "tracking",
         "study_settings",
         *("interfaces", "items", "errors", "files", "validation"),
+    },
+    "reproducing": {
+        *("bench", "recipe", "registry", "delta", "inputs", "outcome", "provenance", "report"),
+        *("run", "stored_runs", "tracked_run", "tracking", "work_folder"),
+        *("interfaces", "items", "errors", "files"),
     },
     "processes": set(),
     "shards": {
