@@ -12,6 +12,7 @@ import typer
 from gapeval_lab.cli_common import Bars, home, short, wide_console
 from gapeval_lab.cli_compare import compare, leaderboard, list_runs
 from gapeval_lab.cli_delta import app as delta_app
+from gapeval_lab.cli_doctor import doctor
 from gapeval_lab.cli_export import export
 from gapeval_lab.cli_judge import judge_app, labels_app, score
 from gapeval_lab.cli_model import app as model_app
@@ -345,6 +346,7 @@ app.command()(respond)
 app.command()(compare)
 app.command()(leaderboard)
 app.command()(reproduce)
+app.command()(doctor)
 
 
 def main() -> None:

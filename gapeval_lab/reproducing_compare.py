@@ -35,7 +35,14 @@ _NOT_RESULTS = {
     *("schema_version", "run_id", "kind", "recipe", "recipe_text", "recipe_hash", "overrides", "started"),
     *("versions", "git_revision", "git_diff", "code_hash", "machine", "inputs", "model_settings"),
     *("judge_settings", "reproduces", "seconds", "peak_memory_gib", "delta_file", "adapter", "data_hash"),
-    *("protocol_rows", "reasoned", "facts_hash", "weights_fingerprint", "weights_fingerprint_reverted", "delta_address"),
+    *(
+        "protocol_rows",
+        "reasoned",
+        "facts_hash",
+        "weights_fingerprint",
+        "weights_fingerprint_reverted",
+        "delta_address",
+    ),
 }
 """Fields of an outcome that say how it was made; compared elsewhere, or not to be compared."""
 

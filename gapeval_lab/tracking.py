@@ -24,7 +24,9 @@ from typing import IO, Any
 from gapeval_lab.errors import UserError
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.tracking_find import fetch
+from gapeval_lab.tracking_health import health
 from gapeval_lab.tracking_log import log_outcome, set_tags
+from gapeval_lab.tracking_relocate import find_moved, relocate
 from gapeval_lab.tracking_scalars import unrounded
 from gapeval_lab.tracking_stop import Stopped, sigterm_raises
 from gapeval_lab.tracking_store import Store, file_lock, stopped_as, try_lock, user_name
@@ -41,6 +43,9 @@ __all__ = [
     "baseline_fingerprint",
     "experiment_name",
     "fetch",
+    "find_moved",
+    "health",
+    "relocate",
     "run_name",
     "track",
     "ui",

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "gapeval_lab"
 FOLDERS = ("models", "benchmarks", "judges", "interventions", "gap", "pages")
 FAMILIES = (  # one concern in several files
     *("tracking", "delta", "cli", "search", "trials", "report", "endpoint", "rescoring", "shards"),
-    *("comparing", "leaderboard", "reproducing"),
+    *("comparing", "leaderboard", "reproducing", "doctor"),
 )
 
 EVERYTHING = {"*"}
@@ -151,6 +151,10 @@ ARROWS: dict[str, set[str]] = {
         *("bench", "recipe", "registry", "delta", "inputs", "outcome", "provenance", "report"),
         *("run", "stored_runs", "tracked_run", "tracking", "work_folder"),
         *("interfaces", "items", "errors", "files"),
+    },
+    "doctor": {
+        *("evaluate", "interventions", "nested", "provenance", "recipe", "registry", "tracking"),
+        *("shipped", "items", "errors"),
     },
     "processes": set(),
     "shards": {
