@@ -101,8 +101,8 @@ def accelerators() -> Iterator[Line]:
         yield Line(
             "gpu",
             "note",
-            "none; runs of larger models will be slow",
-            "nothing is needed for the shipped model",
+            "none; larger models will be slow",
+            "the shipped model needs none",
         )
 
 
@@ -151,9 +151,9 @@ def store() -> Iterator[Line]:
         yield Line("schema", "ok", seen.schema)
     if seen.stale:
         fix = "the next run ends them; the same command as then goes on with one"
-        yield Line("running", "note", f"{seen.running} runs, {seen.stale} of them without a process", fix)
+        yield Line("running", "note", f"{seen.running}, of which {seen.stale} have lost their process", fix)
     else:
-        yield Line("running", "ok", f"{seen.running} runs")
+        yield Line("running", "ok", f"{seen.running}")
     if seen.moved:
         fix = "gapeval-lab doctor --relocate"
         yield Line(
@@ -180,10 +180,8 @@ def _project() -> dict[str, Any]:
         about = metadata.metadata("gapeval_lab")
     except metadata.PackageNotFoundError:
         return {}
-    return {
-        "requires-python": about.get("Requires-Python", ""),
-        "dependencies": metadata.requires("gapeval_lab") or [],
-    }
+    python = about.get_all("Requires-Python") or [""]
+    return {"requires-python": python[0], "dependencies": metadata.requires("gapeval_lab") or []}
 
 
 def _required() -> list[str]:

@@ -11,9 +11,9 @@ from typing import Any
 from gapeval_lab import registry
 from gapeval_lab.doctor import Line
 from gapeval_lab.errors import UserError
-from gapeval_lab.nested import load_judge
 from gapeval_lab.recipe import model_node
-from gapeval_lab.shipped import names_in
+from gapeval_lab.shipped import find_file, names_in, read_text
+from gapeval_lab.yaml_file import parse
 
 OPTIONAL = {
     "datasets": "pip install 'gapeval_lab[datasets]', to read benchmarks that are published as data sets",
@@ -66,12 +66,13 @@ def keys() -> Iterator[Line]:
     """Which environment variables hold the keys of judges: whether they are set, never what they hold."""
     found: dict[str, list[str]] = {}
     for name in names_in("configs/judges", suffix=".yaml"):
+        file = find_file(name, folder="configs/judges", suffix=".yaml")
         try:
-            node = load_judge(name)[1]
+            variables = list(_variables(parse(read_text(file), str(file)).data))
         except UserError as error:
-            yield Line(name, "note", "this judge's config has mistakes", str(error).splitlines()[-1].strip())
+            yield Line(name, "note", "this judge's config cannot be read", " ".join(str(error).split())[:160])
             continue
-        for variable in _variables(node.model_dump()):
+        for variable in variables:
             found.setdefault(variable, []).append(name)
     for variable, judges in found.items():
         users = ", ".join(judges)
@@ -134,13 +135,17 @@ def digest(folder: Path) -> str:
 
 
 def _variables(node: Any) -> Iterator[str]:
-    """Every `key_env` of a node and of those within it."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if key == "key_env" and isinstance(value, str):
-                yield value
-            else:
-                yield from _variables(value)
-    elif isinstance(node, list | tuple):
+    """The `key_env` of a judge's node, as it is written or as its plug-in has it, and of those within it."""
+    if isinstance(node, list):
         for one in node:
             yield from _variables(one)
+    if not isinstance(node, Mapping):
+        return
+    written = node.get("key_env")
+    if "key_env" not in node and node.get("use") in registry.names("judges"):
+        field = registry.find("judges", str(node["use"])).model_fields.get("key_env")
+        written = field.default if field else None
+    if isinstance(written, str):
+        yield written
+    for value in node.values():
+        yield from _variables(value)

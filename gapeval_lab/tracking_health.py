@@ -13,11 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from gapeval_lab.tracking_store import Store, shown, try_lock
 
 ANSWER_SECONDS = 5.0
+PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 Found = TypeVar("Found")
 
 
@@ -61,10 +62,9 @@ def health(store: Store, *, seconds: float = ANSWER_SECONDS) -> Health:
         fix = "use sqlite:////absolute/path/mlflow.db or a server's http address in MLFLOW_TRACKING_URI"
         return Health(uri, error="MLflow no longer writes to plain folders", fix=fix)
     fix = "start it, or unset MLFLOW_TRACKING_URI to use the project's own mlruns folder"
-    if store.served:
-        error = _ping(store.uri, seconds)
-        if error:
-            return Health(uri, error=error, fix=fix)
+    error = _ping(store.uri, seconds)
+    if error:
+        return Health(uri, error=error, fix=fix)
     counted, error = within(lambda: _count(store), 4 * seconds)
     return Health(uri, error=error, fix=fix) if counted is None else counted
 
@@ -90,6 +90,16 @@ def within(ask: Callable[[], Found], seconds: float) -> tuple[Found | None, str]
 
 def _of_file(store: Store, database: Path, uri: str) -> Health:
     if not database.exists():
+        folder = next(place for place in database.parents if place.exists())
+        # Our own folder is made by the first run; another one has to be there.
+        if folder != database.parent and database.parent != store.folder:
+            return Health(
+                uri, error=f"there is no folder {database.parent}", fix=f"mkdir -p {database.parent}"
+            )
+        if not os.access(folder, os.W_OK):
+            return Health(
+                uri, error=f"{folder} cannot be written", fix="make it writable, or name another place"
+            )
         return Health(uri, exists=False)
     fix = "bring a backup back, or set GAPEVAL_LAB_HOME to another folder"
     if not os.access(database, os.W_OK) or not os.access(database.parent, os.W_OK):
@@ -171,11 +181,14 @@ def _schema_of_mlflow() -> str:
 
 
 def _ping(uri: str, seconds: float) -> str:
-    """Why a server does not answer, "" if it does."""
+    """Why a server of MLflow or of a database does not answer, "" if it does."""
     parts = urlsplit(uri)
     try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        socket.create_connection((parts.hostname or "", port), seconds).close()
+        port = parts.port or PORTS.get(parts.scheme.partition("+")[0])
+        if parts.hostname and port:
+            socket.create_connection((parts.hostname, port), seconds).close()
+        if parts.scheme not in ("http", "https"):
+            return ""
         bare = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/health"
         with urllib.request.urlopen(bare, timeout=seconds) as reply:
             return "" if reply.status == 200 else f"it answers with {reply.status}"
@@ -206,8 +219,6 @@ def _count(store: Store) -> Health:
 
 def _local(place: str) -> Path | None:
     """A folder on this machine; None for a server's or a bucket's."""
-    from urllib.parse import unquote
-
     if place.startswith("file:"):
         return Path(unquote(urlsplit(place).path))
     return Path(place) if place.startswith("/") else None

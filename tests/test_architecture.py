@@ -153,8 +153,8 @@ ARROWS: dict[str, set[str]] = {
         *("interfaces", "items", "errors", "files"),
     },
     "doctor": {
-        *("evaluate", "interventions", "nested", "provenance", "recipe", "registry", "tracking"),
-        *("shipped", "items", "errors"),
+        *("evaluate", "interventions", "provenance", "recipe", "registry", "tracking"),
+        *("shipped", "yaml_file", "items", "errors"),
     },
     "processes": set(),
     "shards": {
