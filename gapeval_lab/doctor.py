@@ -52,7 +52,7 @@ def examine(*, quick: bool = False) -> list[Section]:
         ("Machine", (doctor_machine.processor, doctor_machine.accelerators)),
         ("Store", (doctor_machine.home_folder, doctor_machine.store)),
         ("Engines", (doctor_parts.easyedit, doctor_parts.optional)),
-        ("Keys", (doctor_parts.keys,)),
+        ("Keys", (doctor_parts.api_keys,)),
         ("Shipped model", (doctor_parts.weights, *(() if quick else (doctor_parts.self_test,)))),
     ]
     return [

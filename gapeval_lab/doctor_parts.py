@@ -62,7 +62,7 @@ def optional() -> Iterator[Line]:
             yield Line(name, "note", "not installed", fix)
 
 
-def keys() -> Iterator[Line]:
+def api_keys() -> Iterator[Line]:
     """Which environment variables hold the keys of judges: whether they are set, never what they hold."""
     found: dict[str, list[str]] = {}
     for name in names_in("configs/judges", suffix=".yaml"):
