@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from gapeval_lab.cli_audit import audit
 from gapeval_lab.cli_common import Bars, home, short, wide_console
 from gapeval_lab.cli_compare import compare, leaderboard, list_runs
 from gapeval_lab.cli_delta import app as delta_app
@@ -18,6 +19,7 @@ from gapeval_lab.cli_judge import judge_app, labels_app, score
 from gapeval_lab.cli_model import app as model_app
 from gapeval_lab.cli_report import report
 from gapeval_lab.cli_reproduce import reproduce
+from gapeval_lab.cli_plan import plan
 from gapeval_lab.cli_respond import EngineOption, Processes, respond
 from gapeval_lab.cli_search import search
 from gapeval_lab.errors import RunFailed, SafetyError, UserError
@@ -347,6 +349,8 @@ app.command()(compare)
 app.command()(leaderboard)
 app.command()(reproduce)
 app.command()(doctor)
+app.command()(audit)
+app.command()(plan)
 
 
 def main() -> None:

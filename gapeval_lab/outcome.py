@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from gapeval_lab.gap.records import Estimate, GapReport, ShiftReport
+from gapeval_lab.gap.records import Audit, Detectable, Estimate, GapReport, ShiftReport
 
 Phase = Literal["before", "after", "placebo", "identity"]
 
@@ -302,6 +302,8 @@ class Outcome(Record):
     reasoned: list[ReasonedRow] = []  # of a recipe whose facts are drawn from what the model writes
     protocols: list[ProtocolResult] = []  # of a recipe whose items are asked in other ways, too
     protocol_rows: list[ProtocolRow] = []
+    audit: Audit | None = None  # whether conclusions depend on how the gap is computed; trials have none
+    detectable: Detectable | None = None  # the smallest shifts that could have been told
     curves: dict[str, list[tuple[int, float]]]  # what the intervention logged while it fitted
     seconds: dict[str, float]  # phase -> wall time
     peak_memory_gib: float

@@ -15,6 +15,8 @@ from gapeval_lab.delta import WeightDelta
 from gapeval_lab.delta_measures import spectrum
 from gapeval_lab.evaluate import Evaluation
 from gapeval_lab.fitting import DELTA, Curves, Fitted, rounding
+from gapeval_lab.gap.audit import audit
+from gapeval_lab.gap.detectable import detectable
 from gapeval_lab.gap.one_sided import state_report, state_shift
 from gapeval_lab.gap.records import GapReport, ShiftReport
 from gapeval_lab.inputs import keep
@@ -80,6 +82,8 @@ def record(bench: Bench, course: Course, *, weights: str, work: Path, trial: boo
         protocol_rows_of += protocol_rows("before", first, work=work)
         protocol_rows_of += protocol_rows("after", after, work=work) if after else []
     stages, kept_before = _stages(bench, course)
+    shift = _shift(bench, first, after) if after else None
+    placebo_shift = _shift(bench, first, course.placebo) if course.placebo else None
     return Outcome(
         run_id=f"{loaded.recipe.name}-{course.began:%Y%m%dT%H%M%S}-{bench.key[:6]}",
         kind="trial" if trial else bench.kind,
@@ -103,8 +107,8 @@ def record(bench: Bench, course: Course, *, weights: str, work: Path, trial: boo
         after=results.get("after"),
         placebo=results.get("placebo"),
         identity=results.get("identity"),
-        shift=_shift(bench, first, after) if after else None,
-        placebo_shift=_shift(bench, first, course.placebo) if course.placebo else None,
+        shift=shift,
+        placebo_shift=placebo_shift,
         identity_shift=_shift(bench, first, course.identity) if course.identity else None,
         quality=quality,
         delta_file=DELTA if fitted and not trial else None,
@@ -124,6 +128,24 @@ def record(bench: Bench, course: Course, *, weights: str, work: Path, trial: boo
         reasoned=reasoned,
         protocols=protocols,
         protocol_rows=protocol_rows_of,
+        audit=None
+        if trial
+        else audit(
+            verdicts(first.evaluation),
+            verdicts(after.evaluation) if after else None,
+            official_before=results["before"].gap.official,
+            official_after=results["after"].gap.official if after else None,
+            seed=seed,
+        ),
+        detectable=detectable(
+            results["before"].gap,
+            shift,
+            placebo_shift,
+            seed=seed,
+            replicates=loaded.recipe.evaluation.replicates,
+        )
+        if shift and not trial
+        else None,
         curves=_joined(fitted),
         seconds={name: round(value, 3) for name, value in bench.seconds.items()},
         peak_memory_gib=round(peak_memory_gib(), 3),

@@ -13,6 +13,7 @@ from rich.text import Text
 from gapeval_lab.gap.records import DirectionShift, Estimate, GapReport, ShiftReport
 from gapeval_lab.outcome import QUALITIES, EditQuality, Emergence, Outcome
 from gapeval_lab.repeats import repeats_data
+from gapeval_lab.report_audit import draw_detectable, estimators_note, firm
 from gapeval_lab.report_cells import MINUS, Row, draw_rows, nats, percent, signed, spread
 from gapeval_lab.report_protocols import (
     ITEM_PROTOCOL_COLUMNS,
@@ -250,7 +251,10 @@ def _over_seeds(name: str, estimate: Estimate, runs: int) -> str:
 
 def draw_outcome(outcome: Outcome) -> Group:
     """Everything that a person wants to see at the end of a run."""
-    parts: list[Table | Text] = [Text(headline(outcome), style="bold"), Text()]
+    parts: list[Table | Text | Group] = [Text(headline(outcome), style="bold")]
+    if warning := estimators_note(outcome):
+        parts.append(Text(warning, style="yellow" if firm(outcome) else "dim"))
+    parts.append(Text())
     if outcome.after is None or outcome.shift is None:
         parts.append(draw_rows("Both directions", GAP_COLUMNS, gap_data(outcome.before.gap)))
     else:
@@ -258,6 +262,8 @@ def draw_outcome(outcome: Outcome) -> Group:
         parts.append(Text("* Holm-corrected exact McNemar p < 0.05; (+gained −lost items)", style="dim"))
         parts.append(Text())
         parts.append(draw_rows("Controls", CONTROL_COLUMNS, control_data(outcome)))
+        if outcome.detectable is not None:
+            parts += [Text(), draw_detectable(outcome)]
     if outcome.quality is not None:
         parts += [Text(), draw_rows("Edit quality", QUALITY_COLUMNS, quality_data(outcome.quality))]
         ratio = outcome.quality.transfer_ratio

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from statistics import fmean
 
+from gapeval_lab.gap.audit import CONVERGED
 from gapeval_lab.gap.records import Estimate, GapReport, OfficialGap, ShiftReport
 from gapeval_lab.outcome import QUALITIES, EditQuality, Outcome, ProtocolResult, QualityCell
 from gapeval_lab.tracking_values import clean_key
@@ -50,6 +51,7 @@ def unrounded(outcome: Outcome) -> dict[str, float | None]:
         if control_shift:
             found[f"{control}/delta_gap_score"] = _value(control_shift.gap)
     found |= _official(before.official, after.gap.official if after else None)
+    found |= _audited(outcome)
     found["merge_error"] = outcome.merge_error
     for family, emergence in outcome.trainings().items():
         for side, levels in emergence.crossings.items():
@@ -156,6 +158,21 @@ def _official(before: OfficialGap | None, after: OfficialGap | None) -> dict[str
         "official/after": after.mean if after else None,
         "official/rounding_band": max(bands) if bands else None,
     }
+
+
+def _audited(outcome: Outcome) -> dict[str, float | None]:
+    """The shift by the converged estimator, the range over all ways of computing it, what could be told."""
+    found: dict[str, float | None] = {}
+    if outcome.audit is not None:
+        shifts = {one.name: one.shift for one in outcome.audit.variants if one.shift is not None}
+        if shifts:
+            found["audit/converged"] = shifts.get(CONVERGED)
+            found["audit/lowest"], found["audit/highest"] = min(shifts.values()), max(shifts.values())
+    if outcome.detectable is not None:
+        found["detectable/gap_score"] = outcome.detectable.gap
+        found["detectable/understanding"] = outcome.detectable.understanding
+        found["detectable/generation"] = outcome.detectable.generation
+    return found
 
 
 def _value(estimate: Estimate | None) -> float | None:

@@ -306,11 +306,47 @@ def by_protocol(outcome: Outcome) -> Table | None:
     return Table("11_items_by_protocol", columns, rows)
 
 
+def audited(outcome: Outcome) -> Table | None:
+    """The gap and its shift by every estimator and constant; None where nothing was audited."""
+    if outcome.audit is None:
+        return None
+    names = list(outcome.audit.variants[0].categories_before)
+    columns = ("variant", "family", "before", "after", "shift", "rounding", "low", "high")
+    rows: list[list[Any]] = []
+    for one in outcome.audit.variants:
+        numbers = (one.before, one.after, one.shift, one.band or None, one.low, one.high)
+        moves = [one.moved(name) for name in names]
+        rows.append([one.name, one.family, *map(_number, numbers), *map(_number, moves)])
+    return Table("12_audit", (*columns, *(f"shift_{name}" for name in names)), rows)
+
+
+def detectable(outcome: Outcome) -> Table | None:
+    """The smallest shifts that the run could have told; None where there is no after."""
+    found = outcome.detectable
+    if found is None:
+        return None
+    columns = ("category", "gap")
+    ends = ("", "_items", "_alpha", "_noise", "_noise_from")
+    rows: list[list[Any]] = []
+    for name, category in found.categories.items():
+        row: list[Any] = [name, _number(category.gap)]
+        for side in (category.understanding, category.generation):
+            some = (side.shift, side.n, side.alpha, side.noise, side.source) if side else (None,) * 5
+            row += [_number(x) if isinstance(x, float) else x for x in some]
+        rows.append(row)
+    means = [_number(found.understanding), *[None] * 4, _number(found.generation), *[None] * 4]
+    rows.append(["mean", _number(found.gap), *means])
+    return Table("13_detectable", (*columns, *(f"{side}{end}" for side in SIDES for end in ends)), rows)
+
+
 def tables(outcome: Outcome, found: Sequence[Pair]) -> list[Table]:
     """All tables but the pictures', which comes before them."""
     made = [category_shift(outcome)]
     if outcome.after:
         made.append(flips(found))
     made.append(items(found))
-    further = (facts, norms, retention, protocols, reasoned, item_protocols, by_protocol)
+    further = (
+        *(facts, norms, retention, protocols, reasoned, item_protocols, by_protocol),
+        *(audited, detectable),
+    )
     return made + [table for one in further if (table := one(outcome))]

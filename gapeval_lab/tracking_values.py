@@ -13,6 +13,7 @@ from typing import Any
 
 from gapeval_lab.gap.records import Estimate
 from gapeval_lab.outcome import QUALITIES, EditQuality, Outcome, QualityCell
+from gapeval_lab.report_audit import estimators_note
 
 PARAM_LIMIT = 6000  # MLflow cuts longer values silently
 TAG_LIMIT = 8000
@@ -108,6 +109,7 @@ def tags(outcome: Outcome) -> dict[str, str]:
         "verdict": verdict(outcome.shift.gap) if outcome.shift and outcome.shift.gap else "",
         "mlflow.runColor": color(outcome) or "",
         "mlflow.source.git.commit": outcome.git_revision or "",
+        "gapeval.estimators": (outcome.audit.said if outcome.audit else "") or "",
         "gapeval.outcome": outcome.run_id,
         "gapeval.recipe_hash": outcome.recipe_hash,
         "gapeval.reverted": "" if outcome.reverted is None else str(outcome.reverted).lower(),
@@ -250,7 +252,10 @@ def _one_sided(outcome: Outcome) -> str:
 
 def note(outcome: Outcome, *, compare_link: str | None) -> str:
     """The run's description: the headline in bold, then what was done, then tables. Markdown."""
-    lines = [f"**{headline(outcome)}**", "", f"{_what(outcome)}"]
+    lines = [f"**{headline(outcome)}**", ""]
+    if warning := estimators_note(outcome):
+        lines += [warning, ""]
+    lines.append(_what(outcome))
     if compare_link:
         lines[-1] += f" [Compare with the baseline]({compare_link})."
     if outcome.reverted is False:

@@ -167,9 +167,11 @@ ARROWS: dict[str, set[str]] = {
     },
     "fitting": {"bench", "delta", "emergence", "files", "interfaces", "lessons", "outcome"},
     "repeats": {"gap", "outcome"},
-    "report": {"gap", "outcome", "repeats", "errors", "files"},
+    "report": {"gap", "outcome", "planning", "repeats", "errors", "files"},
     "pages": {"comparing", "leaderboard", "gap", "outcome", "report", "tracking", "errors", "files"},
     "scoring": {"gap", "report"},
+    "auditing": {"gap", "outcome"},
+    "planning": {"gap", "outcome", "errors"},
     # judging again
     "agreement": {"gap", "items"},
     "calibration": {"gap", "errors", "files"},

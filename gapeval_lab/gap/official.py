@@ -51,7 +51,7 @@ __all__ = [
     "fit",
     "official_gap",
     "perturbed",
-    "rounding_band",
+    "rounding_moves",
 ]
 
 
@@ -69,27 +69,30 @@ def official_gap(rows: Mapping[str, Sequence[float]], *, seed: int, repeats: int
     """
     table = _checked(rows)
     gaps = fit(table)
+    moved = rounding_moves(table, gaps, seed=seed, repeats=repeats)
     return OfficialGap(
         gaps=dict(zip(rows, gaps.tolist(), strict=True)),
         mean=float(gaps.mean()),
-        band=rounding_band(table, mean=float(gaps.mean()), seed=seed, repeats=repeats),
+        band=moved[-1],
+        bands=dict(zip(rows, moved, strict=False)),
     )
 
 
-def rounding_band(table: Floats, *, mean: float, seed: int, repeats: int = 8) -> float:
-    """The largest move of the mean gap under input noise of `PERTURBATION`, over `repeats` refits.
+def rounding_moves(table: Floats, gaps: Floats, *, seed: int, repeats: int = 8) -> list[float]:
+    """The largest move of each row's gap, then of their mean, under input noise of `PERTURBATION`.
 
     Args:
         table: (K, 4) proportions.
-        mean: mean gap of the exact fit of this table.
+        gaps: (K,) of the exact fit of this table.
         seed: of the noise.
-        repeats: noisy copies.
+        repeats: noisy copies, each fitted anew.
 
     Raises:
         FitError: a refit gave no finite number.
     """
-    means = refit(perturbed(table, seed=seed, repeats=repeats)).mean(axis=1)
-    return float(np.abs(means - mean).max())
+    found = refit(perturbed(table, seed=seed, repeats=repeats))
+    rows = np.abs(found - gaps).max(axis=0).tolist()
+    return [*rows, float(np.abs(found.mean(axis=1) - gaps.mean()).max())]
 
 
 def perturbed(table: Floats, *, seed: int, repeats: int) -> Floats:

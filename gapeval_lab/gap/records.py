@@ -58,6 +58,7 @@ class OfficialGap:
     gaps: dict[str, float]
     mean: float
     band: float  # largest move of the mean when the input is perturbed by 1e-6, several times
+    bands: dict[str, float] = field(default_factory=dict)  # the same per category; older records lack it
 
 
 @dataclass(frozen=True)
@@ -136,3 +137,98 @@ class ShiftReport:
     # Categories without an item scored in both directions, before and after -> their items. In no mean.
     left_out: dict[str, int] = field(default_factory=dict)
     one_sided: dict[str, OneSidedShift] = field(default_factory=dict)  # some of those left out
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of computing the gap: its means over categories, and per category; see audit.py.
+
+    band, bands: by how much the shift may be off by rounding alone; of a fit in single precision.
+    low, high, of: where the variant is a range (the unscored items), its bounds, and what they are of;
+    its other numbers are then None.
+    """
+
+    name: str
+    family: Literal["estimator", "weights", "smoothing", "weighting", "unscored", "steps"]
+    before: float | None = None
+    after: float | None = None
+    shift: float | None = None
+    categories_before: dict[str, float] = field(default_factory=dict)
+    categories_after: dict[str, float] = field(default_factory=dict)
+    band: float = 0.0
+    bands: dict[str, float] = field(default_factory=dict)
+    low: float | None = None
+    high: float | None = None
+    of: Literal["shift", "gap", ""] = ""
+
+    def moved(self, category: str) -> float | None:
+        """The shift of a category; None where this variant has none."""
+        if category not in self.categories_after or category not in self.categories_before:
+            return None
+        return self.categories_after[category] - self.categories_before[category]
+
+
+@dataclass(frozen=True)
+class Dispute:
+    """A shift whose sign depends on how the gap is computed. `where` is a category, or "mean"."""
+
+    where: str
+    wider: list[str]  # variants by which the gap widened
+    closed: list[str]  # by which it closed
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The gap, and its shift, by other estimators and with other constants; see audit.py.
+
+    variants: ours first. All but the published one's are of the items scored in both states.
+    said: whether they agree on the signs of the shifts; None where there is no after.
+    disputes: the mean's first.
+    unsure: where the published shift is within its rounding.
+    notes: what could not be computed, or holds with a reservation.
+    """
+
+    variants: list[Variant]
+    said: Literal["agree", "disagree", "within rounding"] | None = None
+    disputes: list[Dispute] = field(default_factory=list)
+    unsure: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DetectableSide:
+    """The smallest shift of one direction's accuracy that McNemar's test would have told.
+
+    alpha: what Holm's correction asks of a category that shifts alone.
+    noise: share of items taken to flip each way without an effect, and where that is from.
+    shift: None where no shift that fits into the items would have been told.
+    """
+
+    n: int
+    alpha: float
+    noise: float
+    source: Literal["placebo", "before and after"]
+    shift: float | None
+
+
+@dataclass(frozen=True)
+class DetectableCategory:
+    """The smallest shifts of one category that a run could have told; None where they have no number."""
+
+    gap: float | None
+    understanding: DetectableSide | None
+    generation: DetectableSide | None
+
+
+@dataclass(frozen=True)
+class Detectable:
+    """The smallest shifts that a run could have told, by size; see detectable.py.
+
+    gap, understanding, generation: of the means over categories, from their bootstraps' standard errors.
+    """
+
+    power: float
+    categories: dict[str, DetectableCategory]
+    gap: float | None
+    understanding: float | None
+    generation: float | None

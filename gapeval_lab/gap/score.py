@@ -30,6 +30,9 @@ NEITHER_WEIGHT = 2.7
 BOTH_WEIGHT = 1.05
 """Weight of p11 in the exponent of the gap, as in the published estimator."""
 
+SMOOTHING = 0.5
+"""Items added to the right and to the wrong ones before the log odds are taken (Jeffreys)."""
+
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64] | NDArray[np.float64]
 
@@ -51,20 +54,27 @@ class PointGap:
     n_assumed: bool
 
 
-def signed_gap(counts: Counts) -> Floats:
+def signed_gap(counts: Counts, *, smoothing: float = SMOOTHING) -> Floats:
     """D of each row of cells, in logits: (..., 4) -> (...)."""
-    n = counts.sum(axis=-1)
-    return _logit(counts[..., 0] + counts[..., 1], n) - _logit(counts[..., 0] + counts[..., 2], n)
+    n, understood, drawn = counts.sum(axis=-1), counts[..., 0] + counts[..., 1], counts[..., 0] + counts[..., 2]
+    return _logit(understood, n, smoothing) - _logit(drawn, n, smoothing)
 
 
-def gap(counts: Counts) -> Floats:
+def gap(
+    counts: Counts,
+    *,
+    smoothing: float = SMOOTHING,
+    neither: float = NEITHER_WEIGHT,
+    both: float = BOTH_WEIGHT,
+) -> Floats:
     """Gap of each row of cells, in [0, 1): (..., 4) -> (...). Every row must hold an item.
 
     The logit of |D| / (1 + |D|) is log |D|, so the gap is x / (1 + x) with
-    x = |D| exp(2.7 p00 - 1.05 p11): the same value, and exactly 0 at D = 0.
+    x = |D| exp(2.7 p00 - 1.05 p11): the same value, and exactly 0 at D = 0. Other constants than the
+    default ones show how much they matter; see `audit.py`.
     """
-    exponent = (NEITHER_WEIGHT * counts[..., 3] - BOTH_WEIGHT * counts[..., 0]) / counts.sum(axis=-1)
-    x: Floats = np.abs(signed_gap(counts)) * np.exp(exponent)
+    exponent = (neither * counts[..., 3] - both * counts[..., 0]) / counts.sum(axis=-1)
+    x: Floats = np.abs(signed_gap(counts, smoothing=smoothing)) * np.exp(exponent)
     return x / (1 + x)
 
 
@@ -168,8 +178,8 @@ class _Part:
     null: Floats
 
 
-def _logit(right: Counts, n: Counts) -> Floats:
-    return np.log(right + 0.5) - np.log(n - right + 0.5)
+def _logit(right: Counts, n: Counts, smoothing: float) -> Floats:
+    return np.log(right + smoothing) - np.log(n - right + smoothing)
 
 
 def _category(name: str, cells: Cells, *, seed: int, replicates: int) -> _Part:

@@ -99,6 +99,24 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def resampled(
+    name: str, table: NDArray[np.int64], *, seed: int, replicates: int = 10_000
+) -> dict[str, Floats]:
+    """The bootstrap draws behind a category's report: gap, understanding and generation, (replicates,).
+
+    Args:
+        name: of the category; its draws depend on it.
+        table: (4, 4) counts of items by cell before and after.
+        seed, replicates: those of the report.
+    """
+    part = _resample(name, table, seed=seed, replicates=replicates)
+    return {
+        "gap": part.gap.draws,
+        "understanding": part.understanding.draws,
+        "generation": part.generation.draws,
+    }
+
+
 @dataclass(frozen=True)
 class _Draws:
     """A shift with its bootstrap draws, (replicates,)."""
