@@ -57,7 +57,9 @@ def plan(
     if power <= alpha:
         raise UserError(f"--power: {power:g} is no more than --alpha {alpha:g}; ask for more, such as 0.8")
     if detect < 0.001:
-        raise UserError(f"--detect: {detect:g} is below 0.001, which no benchmark can tell; give a larger one")
+        raise UserError(
+            f"--detect: {detect:g} is below 0.001, which no benchmark can tell; give a larger one"
+        )
     if changed is not None and not 0 <= changed < 1:
         raise UserError(f"--changed: {changed:g} is no share below 1; give one, such as 0.05")
     for name, count in (("categories", categories), ("items", items)):
@@ -110,9 +112,7 @@ def _moves(text: str | None) -> tuple[int, int] | None:
         return None
     ends = text.split(":")
     if len(ends) != 2 or ends[0] == ends[1] or not set(ends) <= set(CELLS):
-        raise UserError(
-            f"--moves: '{text}' is not two of {', '.join(CELLS)}; write it as in und_only:both"
-        )
+        raise UserError(f"--moves: '{text}' is not two of {', '.join(CELLS)}; write it as in und_only:both")
     return CELLS.index(ends[0]), CELLS.index(ends[1])
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gapeval_lab.errors import UserError
@@ -104,21 +104,30 @@ def cells_of_accuracies(told: float, drawn: float, correlation: float) -> tuple[
     Raises:
         UserError: an accuracy is not between 0 and 1, or no table has this correlation.
     """
+    low, high = correlations(told, drawn)
+    if not low - 1e-4 <= correlation <= high + 1e-4:
+        raise UserError(
+            f"--correlation: {correlation:g} cannot be, where {told:g} are told and {drawn:g} drawn; give "
+            f"one between {math.ceil(100 * low) / 100:g} and {math.floor(100 * high) / 100:g}"
+        )
+    both = told * drawn + correlation * math.sqrt(told * (1 - told) * drawn * (1 - drawn))
+    cells = (both, told - both, drawn - both, 1 - told - drawn + both)
+    a, b, c, d = (max(0.0, cell) for cell in cells)
+    return a, b, c, d
+
+
+def correlations(told: float, drawn: float) -> tuple[float, float]:
+    """The least and the greatest phi of two accuracies.
+
+    Raises:
+        UserError: one is not between 0 and 1.
+    """
     for name, value in (("told", told), ("drawn", drawn)):
         if not 0 < value < 1:
             raise UserError(f"--{name}: {value:g} is no accuracy; give a share between 0 and 1, such as 0.8")
     spread = math.sqrt(told * (1 - told) * drawn * (1 - drawn))
-    low = (max(0.0, told + drawn - 1) - told * drawn) / spread
-    high = (min(told, drawn) - told * drawn) / spread
-    if not low - 1e-9 <= correlation <= high + 1e-9:
-        raise UserError(
-            f"--correlation: {correlation:g} cannot be, where {told:g} are told and {drawn:g} drawn; give one "
-            f"between {math.ceil(100 * low) / 100:g} and {math.floor(100 * high) / 100:g}"
-        )
-    both = told * drawn + correlation * spread
-    cells = (both, told - both, drawn - both, 1 - told - drawn + both)
-    a, b, c, d = (max(0.0, cell) for cell in cells)
-    return a, b, c, d
+    low, high = max(0.0, told + drawn - 1) - told * drawn, min(told, drawn) - told * drawn
+    return low / spread, high / spread
 
 
 def basis_of_run(outcome: Outcome, changed: float | None) -> Basis:
@@ -130,7 +139,9 @@ def basis_of_run(outcome: Outcome, changed: float | None) -> Basis:
     found = {name: one.cells for name, one in outcome.before.gap.categories.items()}
     if not found:
         raise UserError(f"--from: {outcome.run_id} has no item scored in both directions; name another run")
-    cells = {name: (c.both / c.n, c.und_only / c.n, c.gen_only / c.n, c.neither / c.n) for name, c in found.items()}
+    cells = {
+        name: (c.both / c.n, c.und_only / c.n, c.gen_only / c.n, c.neither / c.n) for name, c in found.items()
+    }
     if changed is not None:
         noise, flips = (changed / 2, changed / 2), _flips(changed)
     elif outcome.placebo_shift is not None and outcome.placebo_shift.categories:
@@ -138,7 +149,9 @@ def basis_of_run(outcome: Outcome, changed: float | None) -> Basis:
         flips = f"flips without an effect: those of its placebo, {_shares(noise)}"
     elif outcome.shift is not None and outcome.shift.categories:
         noise = _noise(outcome.shift, lambda shift: min(shift.gained, shift.lost))
-        flips = f"flips without an effect: those before and after that went against the shift, {_shares(noise)}"
+        flips = (
+            f"flips without an effect: those before and after that went against the shift, {_shares(noise)}"
+        )
     else:
         noise, flips = (CHANGED / 2, CHANGED / 2), f"{_flips(CHANGED)}; the run has no after to tell"
     sizes = tuple(c.n for c in found.values())
@@ -161,7 +174,10 @@ def basis_of_accuracies(
         UserError: see `cells_of_accuracies`.
     """
     u, g = TOLD if told is None else told, DRAWN if drawn is None else drawn
-    phi = CORRELATION if correlation is None else correlation
+    phi = correlation
+    if phi is None:  # where the accuracies leave no room for it, as near to it as they can be
+        low, high = correlations(u, g)
+        phi = round(min(max(CORRELATION, low), high), 4)
     flips = CHANGED if changed is None else changed
     cells = cells_of_accuracies(u, g, phi)
     default = " (defaults)" if told is drawn is correlation is None else ""
@@ -179,16 +195,16 @@ def plan(
         basis: what is assumed of the state before and of flips.
         detect: the asked size, of an accuracy's shift and of the gap's.
         power, alpha: of each test.
-        moves: (from, to) cells; by default each category's larger one-sided cell goes to both.
+        moves: (from, to) cells; by default the larger one-sided cell goes to both, or, in a category whose
+            gap is too small to close by `detect`, both goes there.
     """
     sizes = sorted({*SIZES, detect})
     k = basis.categories
-    designs = [_design(basis, name, moves) for name in basis.cells]
+    designs = [_design(basis, name, detect, moves) for name in basis.cells]
     everyone = designs if len(designs) == k else designs * k
     answers = [_mcnemar(basis, i, sizes, detect, power=power, alpha=alpha / k) for i in range(2)]
-    for (name, design), n in zip(
-        zip(basis.cells, designs, strict=True), basis.items if len(designs) > 1 else [min(basis.items)], strict=True
-    ):
+    at_hand = basis.items if len(designs) > 1 else (min(basis.items),)
+    for name, design, n in zip(basis.cells, designs, at_hand, strict=True):
         label = name or "one category"
         answers.append(_gap(label, [design], [n], sizes, detect, power=power, alpha=alpha))
     if k > 1:
@@ -224,22 +240,26 @@ def _gap(
     items = {size: gap_items(designs, size, alpha=alpha, power=power) for size in sizes}
     n, reached = items[detect], None
     if n is not None:
-        draws = max(100, round(math.sqrt(DRAWS / len(designs) / 2)))
+        draws = max(100, round(math.sqrt(2 * DRAWS / len(designs))))
         reached = bootstrapped_power(
             *(designs, detect, [n] * len(designs)),
             alpha=alpha,
             seed=SEED,
             runs=draws,
-            replicates=2 * draws,
+            replicates=draws // 2,
         )
     found = gap_shift(designs, at_hand, alpha=alpha, power=power)
     return Answer("Gap Score", label, items, reached, min(at_hand), found)
 
 
-def _design(basis: Basis, name: str, moves: tuple[int, int] | None) -> Design:
+def _design(basis: Basis, name: str, detect: float, moves: tuple[int, int] | None) -> Design:
     cells = basis.cells[name]
     n = basis.items[list(basis.cells).index(name)] if len(basis.cells) > 1 else ASSUMED_N
-    return Design(cells, basis.noise, moves or ((1, 0) if cells[1] >= cells[2] else (2, 0)), n)
+    one_sided = 1 if cells[1] >= cells[2] else 2
+    design = Design(cells, basis.noise, moves or (one_sided, 0), n)
+    if moves is None and design.widest() < detect:
+        return replace(design, moves=(0, one_sided))
+    return design
 
 
 def _assumed(basis: Basis, designs: Sequence[Design], alpha: float) -> tuple[str, ...]:
@@ -253,8 +273,8 @@ def _assumed(basis: Basis, designs: Sequence[Design], alpha: float) -> tuple[str
         *basis.notes,
         f"McNemar: a shift of one direction's accuracy in one category, exact and two-sided, p under "
         f"{alpha / k:.3g} (Holm over {k}, where one category shifts alone)",
-        f"Gap Score: the {100 * (1 - alpha):g} % interval of its paired shift leaves out 0; the shift comes about by "
-        f"items that go from {moved}" + (", in every category alike for the mean" if k > 1 else ""),
+        f"Gap Score: the {100 * (1 - alpha):g} % interval of its paired shift leaves out 0; the shift comes about "
+        f"by items that go from {moved}" + (", in every category alike for the mean" if k > 1 else ""),
     )
 
 

@@ -1,4 +1,4 @@
-"""What an audit of the score found, and the smallest shifts a run could have told: rows, tables, a warning."""
+"""What an audit found and the smallest shifts that a run could have told: rows, tables, a warning."""
 
 from collections.abc import Sequence
 from typing import Literal

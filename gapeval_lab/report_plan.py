@@ -34,7 +34,7 @@ def plan_notes(plan: Plan) -> list[str]:
     notes = [
         f"numbers: items per category, for a power of {100 * plan.power:g} %; 'with' so many items a test "
         "'detects' shifts from that size on",
-        "power: McNemar's by its exact sum; the Gap Score's by drawing runs of that size and bootstrapping each",
+        "power: McNemar's by its exact sum; the Gap Score's by drawing runs and bootstrapping each",
     ]
     if any(n is None for answer in plan.answers for n in answer.items.values()):
         notes.append("none: these moves cannot make so large a shift, or no number of items is enough")
@@ -45,6 +45,9 @@ def draw_plan(plan: Plan) -> Group:
     """Assumptions, table, reading."""
     parts: list[Table | Text] = [Text("Assumed", style="bold")]
     parts += [Text(f"  {line}") for line in plan.assumed]
-    parts += [Text(), draw_rows("Items per category to detect a shift of", plan_columns(plan), plan_data(plan))]
+    parts += [
+        Text(),
+        draw_rows("Items per category to detect a shift of", plan_columns(plan), plan_data(plan)),
+    ]
     parts += [Text(note, style="dim") for note in plan_notes(plan)]
     return Group(*parts)

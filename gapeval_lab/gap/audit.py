@@ -134,9 +134,7 @@ def _of(name: str, family: str, names: Sequence[str], states: Sequence[Floats]) 
     """A variant from its gaps per category, in one state or two."""
     parts = [dict(zip(names, gaps.tolist(), strict=True)) for gaps in states]
     variant = _with_means(name, family, [float(gaps.mean()) for gaps in states])
-    return replace(
-        variant, categories_before=parts[0], categories_after=parts[1] if len(parts) > 1 else {}
-    )
+    return replace(variant, categories_before=parts[0], categories_after=parts[1] if len(parts) > 1 else {})
 
 
 def _with_means(name: str, family: str, means: Sequence[float]) -> Variant:
@@ -206,7 +204,10 @@ def _unscored(
     0 somewhere between them.
     """
     states = [[v for v in state if v.category in names] for state in (before, after) if state is not None]
-    lacking = [any(v.understanding is None or v.generation is None for v in rows) for rows in zip(*states)]
+    lacking = [
+        any(v.understanding is None or v.generation is None for v in rows)
+        for rows in zip(*states, strict=True)
+    ]
     if not any(lacking):
         return None
     ranges = []

@@ -86,7 +86,12 @@ def detectable(
 
 
 def _side(
-    moved: DirectionShift, control: tuple[DirectionShift, int] | None, *, n: int, accuracy: float, alpha: float
+    moved: DirectionShift,
+    control: tuple[DirectionShift, int] | None,
+    *,
+    n: int,
+    accuracy: float,
+    alpha: float,
 ) -> DetectableSide:
     """One direction of one category; `control` is the placebo's shift and its items."""
     noise = min(moved.gained, moved.lost) / n

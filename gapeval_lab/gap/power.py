@@ -22,10 +22,16 @@ from gapeval_lab.gap.score import BOTH_WEIGHT, NEITHER_WEIGHT, SMOOTHING, Floats
 MOST_ITEMS = 1_000_000
 """No answer asks for more items per category than this."""
 
+LEAST_ITEMS = 10
+"""Nor for fewer: a bootstrap of a handful of items says nothing."""
+
 _UNDERSTOOD = np.array([1, 1, 0, 0])
 _DRAWN = np.array([1, 0, 1, 0])
 _TAIL = 1e-10  # of the number of flipped items that a sum leaves out
 _WINDOW = 12  # next larger n that must reach the power, too: an exact test's goes up in teeth
+_ATTEMPTS = 5  # at a number of items whose drawn power is right
+_DRAWN_ERROR = 0.015
+_RUNS, _RESAMPLES = 1200, 16
 _NEXT_TO = {"understanding": ((0, 2), (1, 3)), "generation": ((0, 1), (2, 3))}  # cells a flip apart
 
 
@@ -180,7 +186,7 @@ def shift_variance(joint: Floats, *, n: float) -> float:
 def gap_items(designs: Sequence[Design], shift: float, *, alpha: float, power: float) -> int | None:
     """Items per category that tell a shift of the mean gap, every category shifting alike.
 
-    The delta method's number, raised until drawn runs reach the power. None where the moves cannot make
+    The delta method's number, corrected until drawn runs have the power. None where the moves cannot make
     the shift, or more than `MOST_ITEMS` would be needed.
     """
     joints = _joints(designs, shift)
@@ -188,14 +194,14 @@ def gap_items(designs: Sequence[Design], shift: float, *, alpha: float, power: f
         return None
     factor = (_quantile(alpha) + float(stats.norm.ppf(power))) ** 2
     variance = sum(shift_variance(q, n=d.n) for q, d in zip(joints, designs, strict=True)) / len(joints) ** 2
-    n = max(2, math.ceil(factor * variance / shift**2))
-    for attempt in range(8):
+    n = max(LEAST_ITEMS, math.ceil(factor * variance / shift**2))
+    for _ in range(_ATTEMPTS):
         if n > MOST_ITEMS:
             return None
-        reached = _drawn_power(joints, n, alpha=alpha, seed=attempt)
-        if reached >= power - 0.005:  # a drawn power is known to 0.01
+        missed = power - _drawn_power(joints, n, alpha=alpha)
+        if abs(missed) <= _DRAWN_ERROR or (n == LEAST_ITEMS and missed < 0):
             break
-        n = math.ceil(n * max(1.03, (factor / (_quantile(alpha) + _normal(reached)) ** 2)))
+        n = max(LEAST_ITEMS, math.ceil(n * factor / (_quantile(alpha) + _normal(power - missed)) ** 2))
     return n
 
 
@@ -218,6 +224,8 @@ def gap_shift(designs: Sequence[Design], n: Sequence[int], *, alpha: float, powe
 
 def _least(enough: Callable[[float], bool], most: float) -> float | None:
     """The smallest shift that is enough, to 0.0005: on a grid first, since more is not always easier."""
+    if most <= 0:
+        return None
     grid = np.linspace(0.0, most, 41)[1:]
     high = next((float(x) for x in grid if enough(float(x))), None)
     if high is None:
@@ -230,7 +238,14 @@ def _least(enough: Callable[[float], bool], most: float) -> float | None:
 
 
 def bootstrapped_power(
-    designs: Sequence[Design], shift: float, n: Sequence[int], *, alpha: float, seed: int, runs: int, replicates: int
+    designs: Sequence[Design],
+    shift: float,
+    n: Sequence[int],
+    *,
+    alpha: float,
+    seed: int,
+    runs: int,
+    replicates: int,
 ) -> float | None:
     """Share of drawn runs whose bootstrap interval of the mean shift leaves out 0, as a report tells it.
 
@@ -263,14 +278,22 @@ def _joints(designs: Sequence[Design], shift: float) -> list[Floats] | None:
     return found if len(found) == len(designs) else None
 
 
-def _drawn_power(joints: Sequence[Floats], n: int, *, alpha: float, seed: int, runs: int = 2000) -> float:
-    """Share of drawn runs whose shift is further from 0 than its own standard error allows."""
-    shifts, variances = np.zeros(runs), np.zeros(runs)
+def _drawn_power(joints: Sequence[Floats], n: int, *, alpha: float) -> float:
+    """Share of drawn runs whose bootstrap interval tells the shift, from few resamples of each.
+
+    Few are enough for the middle and the width of an interval. The middle matters: an absolute value
+    grows under resampling where it is near 0, which pulls the interval of a closing gap towards 0.
+    """
+    shape = (_RESAMPLES, _RUNS)
+    observed, draws = np.zeros(_RUNS), np.zeros(shape)
     for i, joint in enumerate(joints):
-        tables = stream(seed, "items", str(i)).multinomial(n, _shares(joint), size=runs)
-        shifts += _shifts(tables)
-        variances += _squared_errors(tables.reshape(-1, 4, 4).astype(float))
-    return float((np.abs(shifts) > _quantile(alpha) * np.sqrt(variances)).mean())
+        rng = stream(0, "items", str(i))
+        tables = rng.multinomial(n, _shares(joint), size=_RUNS)
+        observed += _shifts(tables)
+        draws += _shifts(rng.multinomial(n, tables / n, size=shape))
+    middle, width = draws.mean(axis=0), _quantile(alpha) * draws.std(axis=0, ddof=1)
+    told = (np.minimum(middle - width, observed) > 0) | (np.maximum(middle + width, observed) < 0)
+    return float(told.mean())
 
 
 def _shares(joint: Floats) -> Floats:

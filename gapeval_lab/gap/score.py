@@ -56,7 +56,11 @@ class PointGap:
 
 def signed_gap(counts: Counts, *, smoothing: float = SMOOTHING) -> Floats:
     """D of each row of cells, in logits: (..., 4) -> (...)."""
-    n, understood, drawn = counts.sum(axis=-1), counts[..., 0] + counts[..., 1], counts[..., 0] + counts[..., 2]
+    n, understood, drawn = (
+        counts.sum(axis=-1),
+        counts[..., 0] + counts[..., 1],
+        counts[..., 0] + counts[..., 2],
+    )
     return _logit(understood, n, smoothing) - _logit(drawn, n, smoothing)
 
 
