@@ -29,9 +29,9 @@ _UNDERSTOOD = np.array([1, 1, 0, 0])
 _DRAWN = np.array([1, 0, 1, 0])
 _TAIL = 1e-10  # of the number of flipped items that a sum leaves out
 _WINDOW = 12  # next larger n that must reach the power, too: an exact test's goes up in teeth
-_ATTEMPTS = 5  # at a number of items whose drawn power is right
+_ATTEMPTS = 8  # at a number of items whose drawn power is right
 _DRAWN_ERROR = 0.015
-_RUNS, _RESAMPLES = 1200, 16
+_RUNS, _RESAMPLES = 800, 24
 _NEXT_TO = {"understanding": ((0, 2), (1, 3)), "generation": ((0, 1), (2, 3))}  # cells a flip apart
 
 
@@ -195,14 +195,24 @@ def gap_items(designs: Sequence[Design], shift: float, *, alpha: float, power: f
     factor = (_quantile(alpha) + float(stats.norm.ppf(power))) ** 2
     variance = sum(shift_variance(q, n=d.n) for q, d in zip(joints, designs, strict=True)) / len(joints) ** 2
     n = max(LEAST_ITEMS, math.ceil(factor * variance / shift**2))
+    low, high = LEAST_ITEMS - 1, 0  # too few, and enough, as far as is known; 0 is not known
     for _ in range(_ATTEMPTS):
         if n > MOST_ITEMS:
             return None
-        missed = power - _drawn_power(joints, n, alpha=alpha)
-        if abs(missed) <= _DRAWN_ERROR or (n == LEAST_ITEMS and missed < 0):
+        reached = _drawn_power(joints, n, alpha=alpha)
+        low, high = (low, n) if reached >= power - _DRAWN_ERROR else (n, high)
+        if abs(reached - power) <= _DRAWN_ERROR or (high and high <= 1.04 * low + 1):
             break
-        n = max(LEAST_ITEMS, math.ceil(n * factor / (_quantile(alpha) + _normal(power - missed)) ** 2))
-    return n
+        n = items_for(n, reached, power=power, alpha=alpha)
+        if not low < n < (high or math.inf):
+            n = round(math.sqrt(low * (high or 4 * low)))
+    return high or n
+
+
+def items_for(n: int, reached: float, *, power: float, alpha: float) -> int:
+    """Items that should have a power, where n items reached another; as errors go with 1 / sqrt(n)."""
+    wanted, had = (_quantile(alpha) + _normal(share) for share in (power, reached))
+    return math.ceil(n * (wanted / had) ** 2)
 
 
 def gap_shift(designs: Sequence[Design], n: Sequence[int], *, alpha: float, power: float) -> float | None:
