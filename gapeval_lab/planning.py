@@ -27,8 +27,8 @@ SIZES = (0.02, 0.05, 0.1, 0.2)
 CHANGED = 0.05
 TOLD, DRAWN, CORRELATION = 0.8, 0.6, 0.3
 SEED = 0
-CONFIRMED, ROUGHLY = 3, 0.04  # times an answer is tried, and how far from the power it may stay
-DRAWS = 250_000  # resampled categories behind one confirmed power
+CONFIRMED, ROUGHLY = 2, 0.04  # times an answer is tried, and how far from the power it may stay
+DRAWS = 120_000  # resampled categories behind one confirmed power
 
 
 @dataclass(frozen=True)

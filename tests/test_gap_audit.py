@@ -80,7 +80,7 @@ def test_a_long_published_run_in_double_precision_stays_at_our_log_odds_while_it
     assert np.allclose(early - beta, found.log_odds, atol=1e-5)
     assert np.allclose(shown(early), found.gaps, atol=2e-3)
     late, beta = adamw(APART, steps=8000)
-    assert np.allclose(late - beta, found.log_odds, atol=1e-3)
+    assert np.allclose(late - beta, found.log_odds, atol=5e-3)
     share = (shown(late) - found.gaps) / (found.unfixed - found.gaps)
     assert (share > 0.2).all() and (share < 0.8).all()  # on its way to where beta is free
 

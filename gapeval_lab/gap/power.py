@@ -29,9 +29,9 @@ _UNDERSTOOD = np.array([1, 1, 0, 0])
 _DRAWN = np.array([1, 0, 1, 0])
 _TAIL = 1e-10  # of the number of flipped items that a sum leaves out
 _WINDOW = 12  # next larger n that must reach the power, too: an exact test's goes up in teeth
-_ATTEMPTS = 8  # at a number of items whose drawn power is right
+_ATTEMPTS = 4  # at a number of items whose drawn power is right
 _DRAWN_ERROR = 0.015
-_RUNS, _RESAMPLES = 800, 24
+_RUNS, _RESAMPLES = 600, 20
 _NEXT_TO = {"understanding": ((0, 2), (1, 3)), "generation": ((0, 1), (2, 3))}  # cells a flip apart
 
 

@@ -1,0 +1,240 @@
+"""The audit and the plan as people read them: rows, the warning, the commands, MLflow's numbers."""
+
+import io
+import json
+import re
+
+import pytest
+from factories import CATEGORIES, make_outcome, without_after
+from rich.console import Console
+from typer.testing import CliRunner
+
+from gapeval_lab import cli
+from gapeval_lab.auditing import audited
+from gapeval_lab.errors import UserError
+from gapeval_lab.gap.records import Audit, Dispute, Estimate, Variant
+from gapeval_lab.outcome import Outcome
+from gapeval_lab.planning import basis_of_accuracies, basis_of_run, cells_of_accuracies, correlations, plan
+from gapeval_lab.report import draw_outcome
+from gapeval_lab.report_audit import (
+    audit_data,
+    audit_notes,
+    category_data,
+    detectable_data,
+    detectable_note,
+    estimators_note,
+    firm,
+)
+from gapeval_lab.report_plan import plan_columns, plan_data
+from gapeval_lab.tracking_scalars import scalars
+from gapeval_lab.tracking_tables import pairs, tables
+from gapeval_lab.tracking_values import note, tags
+
+OURS = Variant("ours", "estimator", 0.6, 0.5, -0.1, {"reasoning": 0.6}, {"reasoning": 0.5})
+PUBLISHED = Variant("published", "estimator", 0.6, 0.59, -0.01, {}, {}, band=0.03)
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return audited(make_outcome(tmp_path_factory.mktemp("outcome"), per_category=12))
+
+
+def printed(what) -> str:
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(what)
+    return console.export_text()
+
+
+def with_audit(outcome: Outcome, audit: Audit, *, low: float, high: float) -> Outcome:
+    shift = outcome.shift.__class__(**{**vars(outcome.shift), "gap": Estimate((low + high) / 2, low, high)})
+    return outcome.model_copy(update={"audit": audit, "shift": shift})
+
+
+def test_a_stored_run_is_audited_and_kept(outcome, tmp_path) -> None:
+    assert outcome.audit is not None and outcome.detectable is not None
+    outcome.save(tmp_path)
+    assert Outcome.load(tmp_path) == outcome
+    labels = [row.label for row in audit_data(outcome)]
+    assert labels[:3] == ["ours", "published", "published (converged)"] and len(labels) >= 12
+    assert "ours with unscored right or wrong" in labels  # an item of the first category lacks a verdict
+    assert [row.label for row in category_data(outcome)][0] == "ours"
+    again = audited(outcome)
+    assert again == outcome
+    older = json.loads(outcome.model_dump_json())
+    del older["audit"], older["detectable"], older["before"]["gap"]["official"]["bands"]
+    assert Outcome.model_validate(older).audit is None
+
+
+def test_the_warning_names_who_says_what(outcome) -> None:
+    dispute = Dispute("mean", ["published", "ours with items pooled"], ["ours", "published (converged)"])
+    found = with_audit(outcome, Audit([OURS, PUBLISHED], "disagree", [dispute]), low=-0.1, high=-0.02)
+    assert estimators_note(found) == (
+        "Whether the gap closed depends on the estimator: closed by ours, published (converged); wider by "
+        "published, ours with items pooled."
+    )
+    assert firm(found)
+    loose = with_audit(outcome, found.audit, low=-0.1, high=0.02)
+    assert estimators_note(loose).endswith("Our interval holds 0, too.") and not firm(loose)
+    several = [Dispute(name, ["ours"], ["published"]) for name in (*CATEGORIES, "more")]
+    text = estimators_note(with_audit(outcome, Audit([OURS], "disagree", several), low=-0.1, high=-0.02))
+    assert text.startswith(
+        "The sign of a category's shift depends on the estimator: world knowledge (closed by"
+    )
+    assert text.endswith("; and 2 more.")
+
+
+def test_within_rounding_is_said_and_agreement_is_silent(outcome) -> None:
+    rounding = with_audit(
+        outcome, Audit([OURS, PUBLISHED], "within rounding", [], ["mean"]), low=-0.1, high=-0.02
+    )
+    text = estimators_note(rounding)
+    assert text == "The published estimator cannot tell: its shift −0.010 is within its rounding, 0.030."
+    assert audit_data(rounding)[1].cells == ("0.600", "0.590", "−0.010 ± 0.030", "cannot tell")
+    quiet = with_audit(outcome, Audit([OURS], "agree"), low=-0.1, high=-0.02)
+    assert estimators_note(quiet) == ""
+    assert audit_notes(quiet) == ["Every way of computing the gap says the same about every shift."]
+    assert [tags(one).get("gapeval.estimators") for one in (rounding, quiet)] == ["within rounding", "agree"]
+
+
+def test_it_stands_under_the_headline_and_in_mlflow_s_note(outcome) -> None:
+    dispute = Dispute("mean", ["published"], ["ours"])
+    found = with_audit(outcome, Audit([OURS, PUBLISHED], "disagree", [dispute]), low=-0.1, high=-0.02)
+    lines = printed(draw_outcome(found)).splitlines()
+    assert lines[1].rstrip() == estimators_note(found)
+    assert note(found, compare_link=None).splitlines()[2] == estimators_note(found)
+    assert "Smallest shift this run could see, 80 % power" in printed(draw_outcome(found))
+
+
+def test_mlflow_has_few_numbers_and_the_tables_the_rest(outcome) -> None:
+    found = scalars(outcome)
+    shifts = [one.shift for one in outcome.audit.variants if one.shift is not None]
+    assert found["audit/lowest"] == round(min(shifts), 4) and found["audit/highest"] == round(max(shifts), 4)
+    converged = next(one for one in outcome.audit.variants if one.name == "published (converged)")
+    assert found["audit/converged"] == round(converged.shift, 4)
+    kept = {key for key in found if key.startswith(("audit/", "detectable/"))}
+    assert len(kept) <= 6
+    made = {table.name: table for table in tables(outcome, pairs(outcome))}
+    assert len(made["12_audit"].rows) == len(outcome.audit.variants)
+    assert {len(row) for row in made["12_audit"].rows} == {len(made["12_audit"].columns)}
+    assert [row[0] for row in made["13_detectable"].rows] == [*CATEGORIES, "mean"]
+    assert {len(row) for row in made["13_detectable"].rows} == {len(made["13_detectable"].columns)}
+
+
+def test_smallest_shifts_are_rows_with_their_reasons(outcome) -> None:
+    rows = detectable_data(outcome)
+    assert [row.label for row in rows][-1] == "mean" and len(rows) == 5
+    assert "flips without an effect as in the placebo" in detectable_note(outcome)
+    assert "p under 0.0125" in detectable_note(outcome)
+
+
+def test_a_run_without_an_after_is_audited_as_a_state(outcome) -> None:
+    alone = audited(without_after(outcome))
+    assert alone.audit.said is None and alone.detectable is None and detectable_data(alone) == []
+    assert estimators_note(alone) == "" and category_data(alone) == []
+    assert {row.cells[2] for row in audit_data(alone)} == {""}
+    assert "gapeval.estimators" not in tags(alone)
+    printed(draw_outcome(alone))
+
+
+def test_a_plan_from_accuracies_and_one_from_a_run(few, outcome) -> None:
+    given = dict(told=None, drawn=None, correlation=None, changed=None, source="tinyworld")
+    basis = basis_of_accuracies(**given, items=(480, 448), categories=2)
+    found = plan(basis, detect=0.3, power=0.8, alpha=0.05)
+    assert [(one.test, one.of) for one in found.answers] == [
+        ("McNemar", "understanding"),
+        ("McNemar", "generation"),
+        ("Gap Score", "one category"),
+        ("Gap Score", "mean over 2"),
+    ]
+    for answer in found.answers:
+        sizes = [n for n in answer.items.values() if n is not None]
+        assert sizes == sorted(sizes, reverse=True) and list(answer.items) == [0.02, 0.05, 0.1, 0.2, 0.3]
+        assert answer.power == pytest.approx(0.8, abs=0.15) and 0 < answer.detects < 0.2
+    assert plan_columns(found)[-3:] == ["power at 0.3", "with", "detects"] and len(plan_data(found)) == 4
+    assert "0.8 told, 0.6 drawn, correlation 0.3 (defaults)" in found.assumed[1]
+    own = basis_of_run(outcome, None)
+    cells = outcome.before.gap.categories["reasoning"].cells
+    assert own.cells["reasoning"][0] == cells.both / cells.n and own.items[-1] == cells.n
+    placebo = outcome.placebo_shift.categories.values()
+    expected = sum(c.generation.gained + c.generation.lost for c in placebo) / 2 / sum(c.n for c in placebo)
+    assert own.noise[1] == expected and "placebo" in own.notes[1]
+    assert basis_of_run(outcome, 0.08).noise == (0.04, 0.04)
+
+
+def test_cells_keep_the_accuracies_and_refuse_what_cannot_be() -> None:
+    cells = cells_of_accuracies(0.8, 0.6, 0.3)
+    assert sum(cells) == pytest.approx(1) and cells[0] + cells[1] == pytest.approx(0.8)
+    assert cells[0] + cells[2] == pytest.approx(0.6)
+    assert correlations(0.5, 0.5) == pytest.approx((-1, 1))
+    with pytest.raises(UserError, match="--correlation: 0.9 cannot be.*between -0.21 and 0.5$"):
+        cells_of_accuracies(0.9, 0.7, 0.9)
+
+
+@pytest.fixture
+def few(monkeypatch) -> None:
+    """Fewer drawn runs than a person waits for."""
+    monkeypatch.setattr("gapeval_lab.gap.power._RUNS", 100)
+    monkeypatch.setattr("gapeval_lab.planning.DRAWS", 10_000)
+
+
+@pytest.fixture
+def home(few, outcome, tmp_path, monkeypatch):
+    folder = tmp_path / "outcomes" / "run-1"
+    folder.mkdir(parents=True)
+    outcome.save(folder)
+    for name in ("audit", "plan"):
+        monkeypatch.setattr(f"gapeval_lab.cli_{name}.home", lambda: tmp_path)
+    return tmp_path
+
+
+def run(*words: str) -> str:
+    result = CliRunner().invoke(cli.app, words)
+    if result.exception:
+        raise result.exception
+    return result.output
+
+
+def test_the_commands_print_and_write(home, outcome) -> None:
+    file = home / "audit.json"
+    text = run("audit", "last", "--json", str(file))
+    assert "published (converged)" in text and "Smallest shift this run could see" in text
+    assert json.loads(file.read_text())["audit"]["said"] == outcome.audit.said
+    planned = home / "plan.json"
+    text = run(
+        "plan",
+        "--detect",
+        "0.2",
+        "--told",
+        "0.7",
+        "--items",
+        "50",
+        "--categories",
+        "1",
+        "--json",
+        str(planned),
+    )
+    assert "1 category, 50 items each" in text and "0.7 told" in text
+    stored = json.loads(planned.read_text())
+    mcnemar = stored["answers"][0]["items"]["0.2"]
+    assert re.search(rf"McNemar, understanding .* {mcnemar} ", text)
+    assert "cells before: the run's own" in run("plan", "--from", "run-1", "--detect", "0.2")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("plan", "--detect", "2"), "--detect: 2 does not lie between 0 and 1"),
+        (("plan", "--power", "0.01"), "--power: 0.01 is no more than"),
+        (("plan", "--told", "1"), "--told: 1 is no accuracy"),
+        (("plan", "--moves", "up:down"), "--moves: 'up:down' is not two of"),
+        (("plan", "--from", "run-1", "--told", "0.5"), "--told: --from takes it from the run"),
+        (("plan", "--changed", "1.2"), "--changed: 1.2 is no share"),
+        (("plan", "--categories", "0"), "--categories: 0 cannot be"),
+        (("audit", "last", "--steps", "a,b"), "--steps: 'a,b' is no list"),
+        (("audit", "nothing"), "run: 'nothing' is no finished run"),
+    ],
+)
+def test_bad_input_is_one_message(home, words, message) -> None:
+    with pytest.raises(UserError) as caught:
+        run(*words)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
