@@ -139,7 +139,7 @@ def test_a_run_without_an_after_is_audited_as_a_state(outcome) -> None:
 def test_a_plan_from_accuracies_and_one_from_a_run(few, outcome) -> None:
     given = dict(told=None, drawn=None, correlation=None, changed=None, source="tinyworld")
     basis = basis_of_accuracies(**given, items=(480, 448), categories=2)
-    found = plan(basis, detect=0.3, power=0.8, alpha=0.05)
+    found = plan(basis, detect=0.15, power=0.8, alpha=0.05)
     assert [(one.test, one.of) for one in found.answers] == [
         ("McNemar", "understanding"),
         ("McNemar", "generation"),
@@ -148,9 +148,9 @@ def test_a_plan_from_accuracies_and_one_from_a_run(few, outcome) -> None:
     ]
     for answer in found.answers:
         sizes = [n for n in answer.items.values() if n is not None]
-        assert sizes == sorted(sizes, reverse=True) and list(answer.items) == [0.02, 0.05, 0.1, 0.2, 0.3]
+        assert sizes == sorted(sizes, reverse=True) and list(answer.items) == [0.02, 0.05, 0.1, 0.15, 0.2]
         assert answer.power == pytest.approx(0.8, abs=0.15) and 0 < answer.detects < 0.2
-    assert plan_columns(found)[-3:] == ["power at 0.3", "with", "detects"] and len(plan_data(found)) == 4
+    assert plan_columns(found)[-3:] == ["power at 0.15", "with", "detects"] and len(plan_data(found)) == 4
     assert "0.8 told, 0.6 drawn, correlation 0.3 (defaults)" in found.assumed[1]
     own = basis_of_run(outcome, None)
     cells = outcome.before.gap.categories["reasoning"].cells
