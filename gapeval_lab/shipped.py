@@ -44,13 +44,16 @@ def find_file(name: str, *, folder: str, suffix: str = "") -> Path:
 
 
 def names_in(folder: str, *, suffix: str) -> list[str]:
-    """Names, without suffix, of the files below ./<folder> and below the packaged one; sorted."""
+    """Names, without suffix, of the files below ./<folder> and below the packaged one; sorted.
+
+    The tables in a folder `sites` belong to families, and have no names of their own.
+    """
     return sorted(
         {
             file.relative_to(place).as_posix().removesuffix(suffix)
             for place in (Path(folder), packaged(folder))
             for file in place.rglob(f"*{suffix}")
-            if file.is_file()
+            if file.is_file() and file.parent.name != "sites"
         }
     )
 

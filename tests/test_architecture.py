@@ -58,7 +58,8 @@ ARROWS: dict[str, set[str]] = {
     "outcome": {"gap", "files"},
     # plug-ins: none imports another kind
     # a model may be made of others, whatever their family
-    "models": PLUG_IN | {"gapeval_layout", "endpoint", "nested", "registry", "validation"},
+    "models": PLUG_IN
+    | {"gapeval_layout", "endpoint", "nested", "registry", "shipped", "validation", "yaml_file"},
     "benchmarks": PLUG_IN | {"scene", "gapeval_layout", "shipped", "yaml_file"},
     # a judge that is a model on this machine builds it by name
     "judges": PLUG_IN

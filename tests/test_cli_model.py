@@ -9,7 +9,9 @@ import pytest
 from test_cli import call
 from tiny_vlm import save_tiny
 
-from gapeval_lab.models import janus_model, vlm_model
+from gapeval_lab.interfaces import Sites
+from gapeval_lab.models import janus_model, sites, vlm_model
+from gapeval_lab.models.janus import Janus
 from gapeval_lab.recipe import model_node
 from gapeval_lab.registry import build
 from gapeval_lab.shipped import names_in, packaged
@@ -56,6 +58,9 @@ def test_sites_need_no_weights_on_disk(config: Path, capsys: Capture, monkeypatc
 
 
 def test_sites_that_are_named_otherwise(config: Path, capsys: Capture, monkeypatch: Patch) -> None:
+    counted = f"sites={{templates: {{mlp_down: '{DOWN}'}}}}"
+    assert call(monkeypatch, "model", "sites", str(config), counted) == 0
+    assert "2 layers, 0 to 1; weights are out x in: not transposed" in capsys.readouterr().out
     given = f"sites={{templates: {{mlp_down: '{DOWN}'}}, layers: 1, transposed: true}}"
     assert call(monkeypatch, "model", "sites", str(config), given) == 0
     out = capsys.readouterr().out
@@ -71,10 +76,9 @@ def test_modules(config: Path, capsys: Capture, monkeypatch: Patch) -> None:
 
 
 def test_a_site_that_only_some_layers_have(config: Path, capsys: Capture, monkeypatch: Patch) -> None:
-    """What a family's table says is held against the modules: a layer may be built differently."""
-    from gapeval_lab.models import janus_model
-
-    monkeypatch.setitem(janus_model.SITES, "odd", "model.vision_model.encoder.layers.{}.mlp.fc1")
+    """What an adapter says is held against the modules: a layer may be built differently."""
+    odd = Sites({"odd": "model.vision_model.encoder.layers.{}.mlp.fc1"}, layers=8)
+    monkeypatch.setattr(Janus, "sites_in", lambda _, root: odd)
     assert call(monkeypatch, "model", "sites", "embedded") == 0
     assert rows(capsys.readouterr().out)["odd"][-3:] == ["2", "of", "8"]
 
@@ -111,3 +115,20 @@ def test_the_shipped_configs_are_valid_and_say_what_they_are(name: str) -> None:
     build("models", node.use, settings=node.settings)
     text = (packaged("configs") / "models" / f"{name}.yaml").read_text(encoding="utf-8")
     assert text.startswith("# ")
+
+
+def test_what_a_family_states_is_in_its_models_and_is_no_config(monkeypatch: Patch) -> None:
+    """Every path of the packaged tables leads somewhere, and a table as it stands can be a config's own."""
+    folder = packaged("configs") / "models" / "sites"
+    assert {file.stem for file in folder.iterdir()} == {"janus", "emu3", "vlm"}
+    assert not [name for name in names_in("configs/models", suffix=".yaml") if "sites" in name]
+    for config in ("embedded", "embedded_emu3"):
+        node = model_node(config)
+        settings = build("models", node.use, settings=node.settings)
+        root, table = settings.sketch(), sites.family_table(node.use)
+        found = settings.sites_in(root)
+        assert found == sites.given_sites(root, table), "nothing is left out of a table that fits"
+        assert found.layers == root.config.text_config.num_hidden_layers
+        assert dict(found.templates) == dict(table.templates)
+        general = sites.family_sites(root, "vlm")  # what the library finds is what is stated
+        assert general == found

@@ -20,9 +20,11 @@ from gapeval_lab.interfaces import UMM, Lesson, Training
 from gapeval_lab.interventions.lora import Lora
 from gapeval_lab.interventions.rome import Rome
 from gapeval_lab.items import Direction, Example, Fact, Item, Prompt
+from gapeval_lab.models import sites
 from gapeval_lab.models.loading import load_processor
 from gapeval_lab.models.vlm import Vlm
 from gapeval_lab.models.vlm_model import LoadedVlm
+from gapeval_lab.yaml_file import parse
 
 PROCESSORS = {"llava": "LlavaProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "internvl": "InternVLProcessor"}
 PROMPTS = [
@@ -164,6 +166,26 @@ def test_lora_trains_on_pictures_too(umm: LoadedVlm) -> None:
     assert bool((trained < untouched - 1.0).all())
 
 
+def test_a_model_of_no_known_naming_is_edited_once_its_config_states_the_sites(tmp_path: Path) -> None:
+    weights = str(save_tiny("llava_on_gpt2", tmp_path))
+    with pytest.raises(UserError, match=r"model\.sites: block and attn_out and mlp_down not found"):
+        Vlm(weights=weights, device="cpu").load()
+    own = """
+        templates:
+          block: "{decoder}.h.{}"
+          attn_out: "{decoder}.h.{}.attn.c_proj"
+          mlp_up: "{decoder}.h.{}.mlp.c_fc"
+          mlp_down: model.language_model.h.{}.mlp.c_proj
+          final_norm: "{decoder}.ln_f"
+          head: "{head}"
+        transposed: true"""
+    stated = parse(own, "mine").data
+    umm = Vlm.model_validate({"weights": weights, "device": "cpu", "sites": stated}).load()
+    found = umm.backbone().sites
+    assert found.path("block", 1) == "model.language_model.h.1" and found.layers == 2
+    test_rome_writes_a_fact(umm)
+
+
 # --- on disk ------------------------------------------------------------------------------------------
 
 
@@ -218,6 +240,8 @@ def test_sites_can_be_given(llava: Path) -> None:
     [
         ("model.layers.{}.mlp", 2, "model.layers.0.mlp"),
         ("model.language_model.layers.{}", 3, "model.language_model.layers.2"),
+        ("model.layers.{}.mlp", None, "model.layers.0.mlp"),
+        ("{decoder}.blocks.{}", None, "model.language_model.blocks.0"),
     ],
 )
 def test_sites_that_are_not_there(llava: Path, template: str, layers: int, missing: str) -> None:
@@ -228,16 +252,18 @@ def test_sites_that_are_not_there(llava: Path, template: str, layers: int, missi
     assert "'gapeval-lab model modules'" in str(caught.value), "which reads no sites, and so can be run"
 
 
-@pytest.mark.parametrize("template", ["", "layers.{layer}.mlp", "layers.{}.{}", "layers.{0}", "layers.{"])
+@pytest.mark.parametrize(
+    "template", ["", "layers.{layer}.mlp", "layers.{}.{}", "layers.{0}", "layers.{", "a.{decoder}", "{}.mlp"]
+)
 def test_templates_have_one_place_for_the_layer(template: str) -> None:
     with pytest.raises(ValidationError, match="templates.mlp_down"):
         Vlm.model_validate({"weights": "x", "sites": {"templates": {"mlp_down": template}, "layers": 1}})
 
 
 def test_a_naming_that_is_not_known(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gapeval_lab.models import vlm_sites
-
-    monkeypatch.setitem(vlm_sites.IN_A_BLOCK, "mlp_down", "feed.out")
+    named = sites.family_table("vlm")
+    other = named.model_copy(update={"templates": {**named.templates, "mlp_down": "{decoder}.{}.feed.out"}})
+    monkeypatch.setattr(sites, "family_table", lambda _: other)
     with pytest.raises(UserError, match=r"model\.sites: mlp_down not found .* name them in model\.sites"):
         Vlm(weights=str(llava), device="cpu").load()
 

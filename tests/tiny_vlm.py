@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPVisionConfig,
     GenerationConfig,
+    GPT2Config,
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLProcessor,
@@ -112,13 +113,13 @@ def _text(tokenizer: Any, layers: int, **more: Any) -> dict[str, Any]:
     }
 
 
-def _llava(tokenizer: Any, layers: int) -> tuple[Any, Any]:
+def _llava(tokenizer: Any, layers: int, *, text: Any = None) -> tuple[Any, Any]:
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16,
             patch_size=8, projection_dim=16,
         ),
-        text_config=LlamaConfig(**_text(tokenizer, layers)),
+        text_config=text or LlamaConfig(**_text(tokenizer, layers)),
         image_token_id=tokenizer.image_token_id,
         image_seq_length=4,
     )  # fmt: skip
@@ -129,6 +130,14 @@ def _llava(tokenizer: Any, layers: int) -> tuple[Any, Any]:
         chat_template=TEMPLATES["llava"], num_additional_image_tokens=1,
     )  # fmt: skip
     return LlavaForConditionalGeneration(config), processor
+
+
+def _llava_on_gpt2(tokenizer: Any, layers: int) -> tuple[Any, Any]:
+    """A model of no known naming, whose weights lie the other way round."""
+    sizes = {"n_embd": HIDDEN, "n_inner": 48, "n_layer": layers, "n_head": 4, "n_positions": 512}
+    ids = {name: tokenizer.pad_token_id for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    own = GPT2Config(vocab_size=len(tokenizer), tie_word_embeddings=False, **sizes, **ids)
+    return _llava(tokenizer, layers, text=own)
 
 
 def _qwen(tokenizer: Any, layers: int) -> tuple[Any, Any]:
@@ -171,13 +180,14 @@ def save_tiny(family: str, folder: Path, *, layers: int = LAYERS) -> Path:
     """A checkpoint of the family in an empty folder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        tokenizer = tokenizer_of(family)
-        build = {"llava": _llava, "qwen2_5_vl": _qwen, "internvl": _internvl}[family]
+        tokenizer = tokenizer_of(family.removesuffix("_on_gpt2"))
+        build = {"llava": _llava, "qwen2_5_vl": _qwen, "internvl": _internvl}.get(family, _llava_on_gpt2)
         model, processor = build(tokenizer, layers)
         with torch.no_grad():
-            for parameter in model.parameters():
+            for name, parameter in model.named_parameters():
                 if parameter.ndim > 1:  # wide enough for prompts and pictures to matter
-                    parameter.mul_(6.0)
+                    # GPT-2's words begin so large that a token would see itself alone.
+                    parameter.mul_(0.1 if "wte" in name or "wpe" in name else 6.0)
     # What Qwen's own checkpoints ship: neither may show in greedy answers.
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=0.7, top_k=20, repetition_penalty=1.5,

@@ -80,6 +80,6 @@ class Emu3(LoadOptions):
 
     def sites_in(self, root: nn.Module) -> Sites:
         """The sites of such a root."""
-        from gapeval_lab.models.emu3_model import sites_in
+        from gapeval_lab.models.sites import family_sites
 
-        return sites_in(root)
+        return family_sites(root, "emu3")

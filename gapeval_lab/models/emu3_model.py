@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import Emu3Config, Emu3ForConditionalGeneration
 
 from gapeval_lab.errors import UserError
-from gapeval_lab.interfaces import Backbone, Drawing, Sites
+from gapeval_lab.interfaces import Backbone, Drawing
 from gapeval_lab.items import Direction, Example, Prompt
 from gapeval_lab.models.checkpoint import check_checkpoint, find_checkpoint, find_config, unusable
 from gapeval_lab.models.decode import Stepper, continue_text, draw_codes, pieces, positions
@@ -44,19 +44,6 @@ from gapeval_lab.models.sequences import (
 )
 
 EMBEDDED_FOLDER: Final = Path(__file__).parent / "embedded_emu3"
-_BLOCK: Final = "model.text_model.layers.{}"
-SITES: Final = {
-    "block": _BLOCK,
-    "attn_q": f"{_BLOCK}.self_attn.q_proj",
-    "attn_k": f"{_BLOCK}.self_attn.k_proj",
-    "attn_v": f"{_BLOCK}.self_attn.v_proj",
-    "attn_out": f"{_BLOCK}.self_attn.o_proj",
-    "mlp_up": f"{_BLOCK}.mlp.up_proj",
-    "mlp_gate": f"{_BLOCK}.mlp.gate_proj",
-    "mlp_down": f"{_BLOCK}.mlp.down_proj",
-    "final_norm": "model.text_model.norm",
-    "head": "lm_head",
-}
 
 
 class LoadedEmu3:
@@ -74,6 +61,7 @@ class LoadedEmu3:
         self.model, self.processor, self._settings = model, processor, settings
         self.name = f"emu3/{Path(settings.weights).name}"
         self.layout = Layout(model, processor, settings.size)
+        self._sites = settings.sites_in(model)
         self._trunk = model.model.text_model
         self._compiled = Compiled(self._trunk, wanted=settings.compile)
 
@@ -212,7 +200,7 @@ class LoadedEmu3:
         config = self.model.config.text_config
         return Backbone(
             root=self.model,
-            sites=sites_in(self.model),
+            sites=self._sites,
             hidden_size=config.hidden_size,
             encode=lambda questions, targets: encoded(self.layout, questions, targets),
             logits=lambda encoded: encoded_logits(self.model, encoded),
@@ -290,11 +278,6 @@ def sketch(settings: Emu3) -> nn.Module:
     return without_weights(
         lambda: Emu3ForConditionalGeneration(Emu3Config.from_dict(config)), settings.weights
     )
-
-
-def sites_in(model: Any) -> Sites:
-    """See `Emu3.sites_in`."""
-    return Sites(templates=SITES, layers=model.config.text_config.num_hidden_layers)
 
 
 def _check_visual_tokens(folder: Path, weights: str) -> None:

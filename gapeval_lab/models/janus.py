@@ -60,6 +60,6 @@ class Janus(LoadOptions):
 
     def sites_in(self, root: nn.Module) -> Sites:
         """The sites of such a root."""
-        from gapeval_lab.models.janus_model import sites_in
+        from gapeval_lab.models.sites import family_sites
 
-        return sites_in(root)
+        return family_sites(root, "janus")

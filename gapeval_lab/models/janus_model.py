@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import JanusConfig, JanusForConditionalGeneration
 
-from gapeval_lab.interfaces import Backbone, Drawing, Sites
+from gapeval_lab.interfaces import Backbone, Drawing
 from gapeval_lab.items import Direction, Example, Prompt
 from gapeval_lab.models.checkpoint import EMBEDDED_FOLDER, check_checkpoint, find_checkpoint, find_config
 from gapeval_lab.models.decode import Stepper, continue_text, pieces, positions
@@ -43,20 +43,6 @@ from gapeval_lab.models.sequences import (
     text_losses,
 )
 
-_BLOCK: Final = "model.language_model.layers.{}"
-SITES: Final = {
-    "block": _BLOCK,
-    "attn_q": f"{_BLOCK}.self_attn.q_proj",
-    "attn_k": f"{_BLOCK}.self_attn.k_proj",
-    "attn_v": f"{_BLOCK}.self_attn.v_proj",
-    "attn_out": f"{_BLOCK}.self_attn.o_proj",
-    "mlp_up": f"{_BLOCK}.mlp.up_proj",
-    "mlp_gate": f"{_BLOCK}.mlp.gate_proj",
-    "mlp_down": f"{_BLOCK}.mlp.down_proj",
-    "final_norm": "model.language_model.norm",
-    "head": "lm_head",
-}
-
 
 class LoadedJanus:
     """A Janus in memory: the protocol `UMM`.
@@ -73,6 +59,7 @@ class LoadedJanus:
         self.model, self.processor, self._settings = model, processor, settings
         self.name = f"janus/{Path(settings.weights).name}"
         self.layout = Layout(model, processor)
+        self._sites = settings.sites_in(model)
         self._trunk = model.model.language_model
         self._compiled = Compiled(self._trunk, wanted=settings.compile)
 
@@ -206,7 +193,7 @@ class LoadedJanus:
         """The trunk, for interventions. Targets are appended without eos, which is no part of a fact."""
         return Backbone(
             root=self.model,
-            sites=sites_in(self.model),
+            sites=self._sites,
             hidden_size=self.model.config.text_config.hidden_size,
             encode=lambda questions, targets: encoded(self.layout, questions, targets),
             logits=lambda encoded: encoded_logits(self.model, encoded),
@@ -284,8 +271,3 @@ def sketch(settings: Janus) -> nn.Module:
     return without_weights(
         lambda: JanusForConditionalGeneration(JanusConfig.from_dict(config)), settings.weights
     )
-
-
-def sites_in(model: Any) -> Sites:
-    """See `Janus.sites_in`."""
-    return Sites(templates=SITES, layers=model.config.text_config.num_hidden_layers)

@@ -5,33 +5,18 @@ Light to import; `load` brings in the rest. Such a model does not draw: it has o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from gapeval_lab.models.load_options import LoadOptions
+from gapeval_lab.models.sites import SiteTable, family_sites, given_sites
 
 if TYPE_CHECKING:
     from torch import nn
 
     from gapeval_lab.interfaces import Sites
     from gapeval_lab.models.vlm_model import LoadedVlm
-
-
-class SiteTable(BaseModel):
-    """Where things are in a model whose names are not the usual ones; see `Sites`.
-
-    Attributes:
-        templates: site -> module path from the root, with one `{}` for the layer, or none.
-        layers: number of layers.
-        transposed: True where weights are stored (in, out).
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    templates: dict[str, Annotated[str, Field(pattern=r"^[^{}]+(\{\}[^{}]*)?$")]] = Field(min_length=1)
-    layers: int = Field(ge=1)
-    transposed: bool = False
 
 
 class Vlm(LoadOptions):
@@ -43,7 +28,7 @@ class Vlm(LoadOptions):
     Attributes:
         max_new_tokens: longest text answer.
         batch: prompts per forward pass; changes speed and memory, not answers.
-        sites: None takes them from the model's own decoder, which works for the naming of Llama, Qwen and
+        sites: None takes them from configs/models/sites/vlm.yaml, which fits the naming of Llama, Qwen and
             Mistral.
     """
 
@@ -77,6 +62,4 @@ class Vlm(LoadOptions):
         Raises:
             UserError: they are not found there.
         """
-        from gapeval_lab.models.vlm_sites import find_sites
-
-        return find_sites(root, self.sites)
+        return family_sites(root, "vlm") if self.sites is None else given_sites(root, self.sites)

@@ -1,7 +1,7 @@
 """A model that reads pictures and answers in text, in memory: the understanding side of the protocol `UMM`.
 
-Prompts are vlm_layout's, sites vlm_sites'; answers are the library's own greedy generation. Knows no family,
-benchmark, judge or intervention, and changes no weight.
+Prompts are vlm_layout's, sites the settings'; answers are the library's own greedy generation. Knows no
+family, benchmark, judge or intervention, and changes no weight.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ from gapeval_lab.models.loading import (
 from gapeval_lab.models.sequences import same_length
 from gapeval_lab.models.vlm import Vlm
 from gapeval_lab.models.vlm_layout import VlmLayout, Written, left_padded
-from gapeval_lab.models.vlm_sites import find_sites
 
 
 class LoadedVlm:
@@ -59,7 +58,7 @@ class LoadedVlm:
         self.model, self.processor, self._settings = model, processor, settings
         self.name = f"{model.config.model_type}/{Path(settings.weights).name}"
         self.layout = VlmLayout(model, processor)
-        self._sites = find_sites(model, settings.sites)
+        self._sites = settings.sites_in(model)
         self._compiled = Compiled(model.get_decoder(), wanted=settings.compile)
         # The library mixes a checkpoint's sampling and penalties into every call: kept for saving only.
         self._shipped, model.generation_config = model.generation_config, self._greedy()
