@@ -249,7 +249,8 @@ def _useless(found: Confusion) -> str:
         return "the calibration lacks scored answers that are right, or ones that are wrong"
     power = _power(found)[0]
     if power <= LEAST_POWER:
-        return f"the judge tells right from wrong hardly better than a coin (Se + Sp - 1 = {power:.2f})"
+        told = f"{power:.2f}".replace("-", "−")
+        return f"the judge tells right from wrong hardly better than a coin (Se + Sp − 1 = {told})"
     return ""
 
 

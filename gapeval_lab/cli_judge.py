@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from gapeval_lab.rescoring import Score
     from gapeval_lab.stored_runs import StoredRun
 
+ESTIMATED = {"pairs": "answers", "decided": "decided without asking", "cached": "verdicts that are kept"}
+"""What the parts of an estimate are called, where not as they are."""
+
 WIDTH = 150  # columns, where there is no terminal to ask
 
 JudgeOption = Annotated[
@@ -117,24 +120,35 @@ def _score_run(
     if json_file:
         _write(json_file, place.read_text(encoding="utf-8"))
     from gapeval_lab.report_cells import draw_rows
-    from gapeval_lab.rescoring_tables import CORRECTED_COLUMNS, corrected_rows, draw_score
+    from gapeval_lab.rescoring_tables import CORRECTED_COLUMNS, corrected_notes, corrected_rows, draw_score
 
     console = wide_console(WIDTH)
     console.print(draw_score(found, run.outcome))
     if table:
         title = "Corrected by the calibration"
         console.print(draw_rows(title, CORRECTED_COLUMNS, corrected_rows(table)))
-        if not all(row.own for row in table):
-            print("* by its direction's confusion: it lacks right or wrong answers of this category")
+        for note in corrected_notes(table):
+            print(note)
     logged = _log(run, found, place)
     print(f"written to {short(place)}" + (f" and to the MLflow run {logged}" if logged else ""))
 
 
 def _print_estimates(found: dict[str, Any]) -> None:
     for key, value in found.items():
-        print(f"  {key:24} {value}")
+        member, _, what = key.rpartition(".")
+        label = ESTIMATED.get(what, what.replace("_", " "))
+        print(f"  {f'{member}, {label}' if member else label:32} {_told(value, what)}")
     if not found:
         print("  this judge gives no estimate; one that asks no service costs nothing")
+
+
+def _told(value: Any, what: str) -> str:
+    """An estimate in words."""
+    if value is None:
+        return "unknown: set price_in and price_out (of a million tokens)" if what == "cost" else "unknown"
+    digits = ".4g" if what == "cost" else ",.0f"
+    ends = [format(end, digits) for end in (value if isinstance(value, list | tuple) else [value])]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _calibration(file: Path, judge: "Judge") -> "Calibration":
@@ -273,7 +287,7 @@ def import_(
 ) -> None:
     """Check every row of people's files against the run, and write one file that the judge 'human' reads."""
     from gapeval_lab.files import write_text
-    from gapeval_lab.labels import answer_hash, label_csv, read_labels
+    from gapeval_lab.labels import answer_hash, label_csv, labels_lost, read_labels
     from gapeval_lab.rescoring import distinct
     from gapeval_lab.stored_runs import find_run, open_run
 
@@ -285,6 +299,11 @@ def import_(
     if not labels:
         raise UserError("labels: the files hold no label; fill in 'correct' with yes or no")
     place = out or stored.folder / "labels.csv"
+    if lost := labels_lost(place, labels):
+        raise UserError(
+            f"--out: {place} holds labels by {', '.join(lost)} that these files lack; name it among the "
+            "files to keep them, or remove it"
+        )
     write_text(place, label_csv(labels))
     people = sorted({label.who for label in labels})
     print(f"{len(labels)} labels by {', '.join(people)}, written to {short(place)}")

@@ -92,6 +92,7 @@ def _page(tasks: Sequence[dict[str, object]]) -> str:
 _TEMPLATE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Labels</title>
 <style>
   body { font: 18px/1.5 sans-serif; max-width: 50em; margin: 1em auto; padding: 0 1em; }
@@ -103,7 +104,8 @@ _TEMPLATE = """<!doctype html>
   .given { font-weight: bold; white-space: pre-wrap; }
 </style>
 <p><label>Your name: <input id="who" autocomplete="off"></label>
-   <span class="dim" id="count"></span></p>
+   <span class="dim" id="count"></span>
+   <strong id="first" hidden>Write your name first, then Enter.</strong></p>
 <div id="task"></div>
 <p><button id="y">right (y)</button><button id="n">wrong (n)</button><button id="s">skip (s)</button>
    <button id="b">back (b)</button><button id="save">save the CSV</button></p>
@@ -152,7 +154,9 @@ function show() {
   picture(place, task.picture, "the answer");
 }
 function say(correct) {
-  if (!byId("who").value.trim()) { byId("who").focus(); return; }
+  const unnamed = !byId("who").value.trim();
+  byId("first").hidden = !unnamed;
+  if (unnamed) { byId("who").focus(); return; }
   if (at >= tasks.length) return;
   if (correct) said[at] = { correct, when: new Date().toISOString() }; else delete said[at];
   at += 1; keep(); show();
@@ -173,10 +177,12 @@ byId("n").onclick = () => say("no");
 byId("s").onclick = () => say("");
 byId("b").onclick = back;
 byId("save").onclick = save;
+byId("who").oninput = () => { byId("first").hidden = true; keep(); };
 document.addEventListener("keydown", (event) => {
-  if (event.target.id === "who" || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key === "y") say("yes"); else if (event.key === "n") say("no");
-  else if (event.key === "s") say(""); else if (event.key === "b") back();
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.id === "who") { if (event.key === "Enter") event.target.blur(); return; }
+  const act = { y: () => say("yes"), n: () => say("no"), s: () => say(""), b: back }[event.key.toLowerCase()];
+  if (act) { event.preventDefault(); act(); }
 });
 show();
 </script>

@@ -79,6 +79,18 @@ def read_labels(files: Sequence[Path], *, known: Mapping[str, Collection[str]] |
     return [label for label, _ in found.values()]
 
 
+def labels_lost(file: Path, labels: Iterable[Label]) -> list[str]:
+    """Whose labels of a file, which need not exist, would be gone were it written anew with these.
+
+    A label that says the opposite of an earlier one takes its place.
+    """
+    if not file.exists():
+        return []
+    kept = {(one.item, one.direction, one.answer, one.who) for one in labels}
+    before = read_labels([file])
+    return sorted({one.who for one in before if (one.item, one.direction, one.answer, one.who) not in kept})
+
+
 def label_csv(labels: Iterable[Label]) -> str:
     """The labels as a file's text, sorted, so that the same labels give the same bytes."""
     rows = sorted(

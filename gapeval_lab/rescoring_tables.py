@@ -158,13 +158,30 @@ def corrected_rows(table: Sequence[CorrectedRow]) -> list[Row]:
         cells.append(NOTHING if one.shift is None else signed(one.shift.raw))
         cells.append(_corrected(one.shift, share=False))
         star = "" if one.own else " *"
-        rows.append(Row(f"{one.direction}, {one.category.replace('_', ' ')}{star}", tuple(cells)))
+        rows.append(Row(f"{_named(one)}{star}", tuple(cells)))
     return rows
+
+
+def corrected_notes(table: Sequence[CorrectedRow]) -> list[str]:
+    """What is to be said below `corrected_rows`, each reason once, with the rows that it is about."""
+    about: dict[str, list[str]] = {}
+    for one in table:
+        for note in dict.fromkeys(rate.note for rate in (one.before, one.after, one.shift) if rate):
+            if note:
+                about.setdefault(note, []).append(_named(one))
+    notes = [f"{'; '.join(names)}: {note}" for note, names in about.items()]
+    if not all(one.own for one in table):
+        notes.append("* by its direction's confusion: it lacks right or wrong answers of this category")
+    return notes
+
+
+def _named(one: CorrectedRow) -> str:
+    return f"{one.direction}, {one.category.replace('_', ' ')}"
 
 
 def _corrected(found: Corrected | None, *, share: bool) -> str:
     if found is None:
         return NOTHING
     if found.value is None:
-        return f"{NOTHING}: {found.note}"
+        return NOTHING
     return percent(found.value) if share else spread(found.value)

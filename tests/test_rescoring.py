@@ -1,13 +1,15 @@
 """Finished runs judged again: by name, by other judges, on the command line; people's labels; calibration."""
 
 import csv
+import html
 import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from stored_world import ITEMS, make_run
 
 from gapeval_lab import cli
 from gapeval_lab.calibrating import calibrate, made_up, scene_of
-from gapeval_lab.calibration import Calibration
+from gapeval_lab.calibration import Calibration, Confusion, corrected_rate
+from gapeval_lab.cli_judge import _print_estimates
 from gapeval_lab.errors import UserError
 from gapeval_lab.items import Direction, Item, Response, Verdict, image_digest
 from gapeval_lab.judges.exact import Exact
@@ -25,7 +28,8 @@ from gapeval_lab.judges.human import Human
 from gapeval_lab.label_export import export
 from gapeval_lab.labels import answer_hash, read_labels
 from gapeval_lab.rescoring import distinct, estimates, rescore
-from gapeval_lab.rescoring_corrected import corrected
+from gapeval_lab.rescoring_corrected import CorrectedRow, corrected
+from gapeval_lab.rescoring_tables import corrected_notes, corrected_rows
 from gapeval_lab.scene import CELLS, Scene, Thing, render
 from gapeval_lab.stored_runs import StoredRun, find_run, open_run
 from gapeval_lab.testing import ScriptedJudge
@@ -204,6 +208,32 @@ def test_what_judging_would_cost_is_told_in_lines() -> None:
 
     assert estimates(Priced(lambda *_: None), []) == {"calls": 0, "cost.low": 0.1, "cost.high": 0.2}
     assert estimates(Exact(), []) == {}
+
+
+def test_an_estimate_is_printed_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    prices = {"pairs": 1430, "cached": 2, "prompt_tokens": (50532, 109674), "cost": None}
+    _print_estimates({**prices, "fast.cost": (0.25, 1.5), "slow.cost": (2.0, 2.0)})
+    lines = [re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["answers", "1,430"],
+        ["verdicts that are kept", "2"],
+        ["prompt tokens", "50,532 to 109,674"],
+        ["cost", "unknown: set price_in and price_out (of a million tokens)"],
+        ["fast, cost", "0.25 to 1.5"],
+        ["slow, cost", "2"],
+    ]
+
+
+def test_why_nothing_was_corrected_is_said_once_below_the_table() -> None:
+    judge = Confusion(right_right=5, right_wrong=5, wrong_right=6, wrong_wrong=5)
+    coin = corrected_rate(3, 5, judge, seed=0, name="x")
+    row = CorrectedRow(Direction.UNDERSTANDING, "a_b", True, coin, coin, None)
+    other = replace(row, category="c")
+    assert corrected_rows([row])[0].cells == ("60 %", "n/a", "60 %", "n/a", "n/a", "n/a")
+    (note,) = corrected_notes([row, other])
+    assert note.startswith("understanding, a b; understanding, c: the judge tells right from wrong hardly")
+    assert note.endswith("(Se + Sp − 1 = −0.05)")
+    assert len(corrected_notes([row, replace(other, own=False)])) == 2, "and what the star means"
 
 
 def test_the_command_prints_old_and_new(
@@ -386,6 +416,59 @@ def test_the_export_is_blind_shuffled_and_can_be_imported(
     assert call(monkeypatch, "labels", "import", "last", str(place / "labels.csv")) == 0
     judge = Human(file=str(run.folder / "labels.csv"))
     assert rescore(run, judge, name="human", node={}).phases["after"].flips == []
+
+
+def test_labels_of_an_earlier_import_are_not_lost(
+    run: StoredRun, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    item, response = distinct(run)[0]
+    row = [item.id, response.direction, answer_hash(item, response)]
+    files = {
+        (who, said): write_csv(tmp_path / f"{who}-{said}.csv", [[*row, said, who, "2026-01-31"]])
+        for who, said in (("ann", "yes"), ("ann", "no"), ("bob", "no"))
+    }
+    place = tmp_path / "kept.csv"
+
+    def imported(*given: Path) -> int:
+        return call(monkeypatch, "labels", "import", "last", *map(str, given), "--out", str(place))
+
+    assert imported(files["ann", "yes"]) == 0
+    before = place.read_bytes()
+    assert imported(files["bob", "no"]) == 2 and place.read_bytes() == before
+    assert "holds labels by ann that these files lack; name it among the files" in capsys.readouterr().err
+    assert imported(files["bob", "no"], place) == 0
+    assert [(one.who, one.correct) for one in read_labels([place])] == [("bob", False), ("ann", True)]
+    assert imported(files["bob", "no"], files["ann", "no"]) == 0, "who thinks otherwise by now may say so"
+    assert not any(one.correct for one in read_labels([place]))
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_the_page_takes_keys_and_asks_for_a_name_first(run: StoredRun, tmp_path: Path) -> None:
+    export(distinct(run)[:3], tmp_path / "x", seed=0)
+    page = (tmp_path / "x" / "label.html").read_text()
+    pressing = """<script>
+    const seen = [], who = byId("who");
+    const press = (key, target = document.body) => seen.push(
+      [target.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true})),
+       document.activeElement.id, byId("first").hidden, Object.keys(said).length]);
+    press("y");
+    who.value = "Ann"; who.dispatchEvent(new Event("input")); press("y", who); press("Enter", who);
+    press("y"); press("N"); press("b"); press("s"); press("n"); press("y");
+    document.title = JSON.stringify([seen, at, said]);
+    </script></html>"""
+    (tmp_path / "x" / "driven.html").write_text(page.replace("</html>", pressing))
+    options = (
+        "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --dump-dom"
+    )
+    command = ["chromium", *options.split(), f"--user-data-dir={tmp_path / 'user'}"]
+    file = (tmp_path / "x" / "driven.html").as_uri()
+    ran = subprocess.run([*command, file], capture_output=True, text=True, timeout=60, check=True)
+    title = html.unescape(re.findall("<title>(.*)</title>", ran.stdout)[0])
+    seen, at, said = json.loads(title)
+    # Was the key left to the browser? Where is the focus, is the hint hidden, how many are labelled?
+    assert seen[:3] == [[False, "who", False, 0], [True, "who", True, 0], [True, "", True, 0]]
+    assert [step[3] for step in seen[3:]] == [1, 2, 2, 1, 2, 2] and not any(step[0] for step in seen[3:])
+    assert (at, {index: one["correct"] for index, one in said.items()}) == (3, {"0": "yes", "2": "no"})
 
 
 def test_no_answer_can_end_the_pages_script(run: StoredRun, tmp_path: Path) -> None:
