@@ -31,4 +31,5 @@ def export(
         f"{done.items} items, answered {done.phase}: {done.texts} texts and {done.pictures} pictures in "
         f"{short(out)}/data_*/{done.model} (layout {layout})"
     )
-    print(f"a recipe measures them with: model: {{use: replay, root: {short(out)}, model: {done.model}}}")
+    node = f"{{use: replay, root: {short(out)}, model: {done.model}}}"
+    print(f"a recipe on the same benchmark measures them with: model: {node}")

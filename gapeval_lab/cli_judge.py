@@ -156,12 +156,19 @@ def _calibration(file: Path, judge: "Judge") -> "Calibration":
     from gapeval_lab.calibration import Calibration
 
     known = Calibration.load(file)
-    if known.settings != json.loads(json.dumps(judge.settings(), default=str)):
+    settings = json.loads(json.dumps(judge.settings(), default=str))
+    if known.settings != settings:
         raise UserError(
-            f"--calibration: {file} is of the judge '{known.judge}' with other settings ({known.node}); "
-            "calibrate this one, or judge with that one"
+            f"--calibration: {file} is of the judge '{known.judge}' with other settings "
+            f"({'; '.join(_apart(known.settings, settings))}); calibrate this one, or judge with that one"
         )
     return known
+
+
+def _apart(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """What differs between a calibrated judge's settings and this one's."""
+    sides = {key: [side.get(key, "nothing") for side in (there, here)] for key in [*there, *here]}
+    return [f"{key}: {old} there, {new} here" for key, (old, new) in sides.items() if old != new]
 
 
 def _log(run: "StoredRun", found: "Score", place: Path) -> str | None:

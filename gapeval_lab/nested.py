@@ -17,7 +17,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from gapeval_lab import registry
 from gapeval_lab.errors import UserError
 from gapeval_lab.recipe_draft import Draft, override_key, resolve_node
-from gapeval_lab.shipped import find_file
+from gapeval_lab.shipped import find_file, names_in
 from gapeval_lab.validation import Problem, did_you_mean
 from gapeval_lab.yaml_file import parse
 
@@ -110,11 +110,11 @@ def _given(given: str) -> tuple[str, dict[str, Any]]:
     try:
         path = find_file(given, folder="configs/judges", suffix=".yaml")
     except UserError:
-        known = registry.names("judges")
+        known, configs = registry.names("judges"), names_in("configs/judges", suffix=".yaml")
         if given not in known:
             raise UserError(
-                f"--judge: '{given}' is neither a config nor a plug-in{did_you_mean(given, known)} "
-                f"(plug-ins: {', '.join(known)})"
+                f"--judge: '{given}' is neither a config ({', '.join(configs)}) nor a plug-in "
+                f"({', '.join(known)}){did_you_mean(given, [*configs, *known])}"
             ) from None
         return "", {"use": given}
     return path.stem, {"config": given}

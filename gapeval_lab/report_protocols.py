@@ -77,7 +77,7 @@ def _state(state: ProtocolState) -> tuple[str, str, str]:
 
 def _gaps(shift: Estimate | None, state: ProtocolState) -> tuple[str, str]:
     over = state.over_direct.get("gap")
-    return spread(over) if over else "", spread(shift) if shift else ""
+    return spread(over) if over else "", spread(shift) if shift else "n/a"
 
 
 def _share(estimate: Estimate | None) -> str:

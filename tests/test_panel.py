@@ -127,7 +127,9 @@ def test_a_judge_on_the_command_line() -> None:
         "majority",
     )
     for given, overrides, words in (
-        ("exakt", [], "'exakt' is neither a config nor a plug-in; did you mean 'exact'?"),
+        ("exakt", [], "panel); did you mean 'exact'?"),
+        ("endpont", [], "'endpont' is neither a config (endpoint, local_qwen, openai, panel_example) nor a"),
+        ("endpont", [], "did you mean 'endpoint'?"),
         ("exact", ["tolerance=1"], "judge.tolerance: unknown key"),
         ("exact", ["tolerance"], "not of the form path=value"),
         (TWO, ["judges.7.rule=first"], "there is no '7'"),

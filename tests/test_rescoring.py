@@ -566,7 +566,9 @@ def test_a_score_is_corrected_by_its_judges_calibration(
     (written,) = (folder / "scores").iterdir()
     assert len(json.loads(written.read_text())["corrected"]) == 8
     assert call(monkeypatch, "score", "last", "--judge", panel, "--calibration", str(file)) == 2
-    assert "is of the judge 'exact' with other settings" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is of the judge 'exact' with other settings (judge: exact there, panel here; " in said
+    assert "rule: nothing there, majority here" in said
     run = open_run(folder)
     table = corrected(run, rescore(run, Exact(), name="exact", node={}), known)
     for row in table:

@@ -256,7 +256,9 @@ def test_sites_that_are_not_there(llava: Path, template: str, layers: int, missi
     "template", ["", "layers.{layer}.mlp", "layers.{}.{}", "layers.{0}", "layers.{", "a.{decoder}", "{}.mlp"]
 )
 def test_templates_have_one_place_for_the_layer(template: str) -> None:
-    with pytest.raises(ValidationError, match="templates.mlp_down"):
+    with pytest.raises(
+        ValidationError, match=r"templates.mlp_down\n.*should be a module's path with one \{\}"
+    ):
         Vlm.model_validate({"weights": "x", "sites": {"templates": {"mlp_down": template}, "layers": 1}})
 
 

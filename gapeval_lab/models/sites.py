@@ -5,9 +5,10 @@ Light to import. Holds tables against modules, and knows no model's class.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.interfaces import Sites
@@ -25,6 +26,18 @@ FIX: Final = (
 )
 
 
+def _is_path(template: str) -> str:
+    if not re.fullmatch(r"(\{(decoder|head)\}|[^{}])[^{}]*(\{\}[^{}]*)?", template):
+        raise ValueError(
+            "should be a module's path with one {} for the layer, or none, that may begin with {decoder} or "
+            f"{{head}}; got '{template}'"
+        )
+    return template
+
+
+Template = Annotated[str, AfterValidator(_is_path)]
+
+
 class SiteTable(BaseModel):
     """Where things are in a model; see `Sites`.
 
@@ -37,9 +50,7 @@ class SiteTable(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    templates: dict[
-        str, Annotated[str, Field(pattern=r"^(\{(decoder|head)\}|[^{}])[^{}]*(\{\}[^{}]*)?$")]
-    ] = Field(min_length=1)
+    templates: dict[str, Template] = Field(min_length=1)
     layers: int | None = Field(default=None, ge=1)
     transposed: bool = False
 
