@@ -1,6 +1,6 @@
 """An OpenAI-style endpoint as settings: where it is, how fast it may be asked, what it costs.
 
-Knows no HTTP, no models and no judges; `endpoint_client` does the asking. Light to import. The key comes
+Knows no HTTP, no models and no judges; `endpoint_jobs` does the asking. Light to import. The key comes
 from the environment when it is needed, and is kept nowhere.
 """
 
@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from gapeval_lab.errors import EndedMidway, UserError
+from gapeval_lab.errors import UserError
 
 MILLION = 1_000_000
 
 
-class EndpointStopped(EndedMidway):
-    """The endpoint cannot be used any further: the run ends; what is finished is kept."""
+class EndpointStopped(UserError):
+    """The endpoint cannot be used any further: the run ends; what is finished was told already."""
 
 
 class CostReached(EndpointStopped):

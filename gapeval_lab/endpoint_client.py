@@ -1,8 +1,7 @@
-"""Asks an OpenAI-style endpoint: many jobs at a time, in order, with retries, a pace and a purse.
+"""Calls an OpenAI-style endpoint, with retries, a pace and a purse. What is to be called is `endpoint_jobs`'.
 
-A job is a coroutine function that is lent a `Caller` and may call several times. The `openai` package is
-imported when the first job runs, and its own retries are off: ours are counted, and obey the pace. No
-error that leaves this module carries the key, or an object that holds it.
+The `openai` package is imported with the first caller, and its own retries are off: ours are counted, and
+obey the pace. No error that leaves this module carries the key, or an object that holds it.
 """
 
 from __future__ import annotations
@@ -26,15 +25,12 @@ from gapeval_lab.endpoint import (
     Ledger,
 )
 from gapeval_lab.endpoint_errors import Problem, Unreadable, problem_of
-from gapeval_lab.endpoint_pace import Pace, jittered, run_blocking
+from gapeval_lab.endpoint_pace import Pace, jittered
 from gapeval_lab.endpoint_pictures import Message, Tokens, data_url, encoded, estimate_tokens
 from gapeval_lab.items import Picture
 
 T = TypeVar("T")
 log = logging.getLogger("gapeval_lab.endpoint")
-
-FAILURES_IN_A_ROW = 10
-"""Jobs that may fail one after the other, none succeeding between, before the endpoint counts as gone."""
 
 
 @dataclass(frozen=True)
@@ -47,77 +43,13 @@ class Reply:
     completion_tokens: int
 
 
-Job = Callable[["Caller"], Awaitable[T]]
-
-
-def run_jobs(
-    endpoint: ChatEndpoint, jobs: Sequence[Job[T]], *, ledger: Ledger
-) -> list[T | CallFailed | CostReached]:
-    """Run every job, `endpoint.concurrency` calls at a time; works with and without a running event loop.
-
-    Args:
-        endpoint: whom to ask, and how.
-        jobs: started in order.
-        ledger: what was spent before; added to.
-
-    Returns:
-        per job, in order: its result, or what kept it from one. Once a job met CostReached, no further
-        one is started.
+@asynccontextmanager
+async def lent_caller(endpoint: ChatEndpoint, ledger: Ledger) -> AsyncIterator[Caller]:
+    """A `Caller` while the connections stand.
 
     Raises:
-        EndpointStopped: the endpoint refuses what it is sent, or is gone; it holds what is finished.
         UserError: there is no key, or the package is not installed.
     """
-    if not jobs:
-        return []
-    return run_blocking(lambda: _run(endpoint, jobs, ledger))
-
-
-async def _run(
-    endpoint: ChatEndpoint, jobs: Sequence[Job[T]], ledger: Ledger
-) -> list[T | CallFailed | CostReached]:
-    results: dict[int, T | CallFailed | CostReached] = {}
-    waiting = iter(enumerate(jobs))
-    spent: list[CostReached] = []
-    in_a_row = 0
-
-    async def work(caller: Caller) -> None:
-        nonlocal in_a_row
-        for index, job in waiting:
-            if spent:
-                results[index] = spent[0]
-                continue
-            try:
-                results[index] = await job(caller)
-                in_a_row = 0
-            except CostReached as reached:
-                spent.append(reached)
-                results[index] = reached
-            except CallFailed as failed:
-                results[index] = failed
-                in_a_row += not failed.refused
-                if in_a_row >= FAILURES_IN_A_ROW:
-                    raise EndpointStopped(
-                        f"base_url: {endpoint.base_url} failed {in_a_row} jobs in a row (the last: "
-                        f"{failed}); see whether it runs, then run again: what is finished is kept"
-                    ) from None
-
-    async with _caller(endpoint, ledger) as caller:
-        workers = [asyncio.create_task(work(caller)) for _ in range(min(endpoint.concurrency, len(jobs)))]
-        try:
-            await asyncio.gather(*workers)
-        except EndpointStopped as stopped:
-            stopped.finished = {n: done for n, done in results.items() if not isinstance(done, CallFailed)}
-            raise
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
-    return [results[index] for index in range(len(jobs))]
-
-
-@asynccontextmanager
-async def _caller(endpoint: ChatEndpoint, ledger: Ledger) -> AsyncIterator[Caller]:
     key = endpoint.key()
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 

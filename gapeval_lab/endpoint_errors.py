@@ -22,6 +22,9 @@ REFUSED = ("content_policy", "content_filter", "moderation", "safety", "context_
 TOO_LONG = "maximum context length"
 """In the words of a 400 without such a code, of servers that give none: likewise."""
 
+SMALLER = "send smaller pictures (longest_side, picture_format: jpeg)"
+"""What mends a 413."""
+
 LONGEST = 200
 """Characters of a message about an attempt."""
 
@@ -87,13 +90,14 @@ def _status(error: Any, endpoint: Endpoint, model: str) -> Problem:
     if status in BUSY or status >= 500 or status < 400:
         wait = asked_to_wait(error.response.headers.get("retry-after"))
         return Problem(words, wait=wait)
+    if status == 413:  # this one's pictures; others may be smaller
+        return Problem(f"{words}; {SMALLER}", again=False)
     key = "the key" if endpoint.key_env is None else f"the key in the environment variable {endpoint.key_env}"
     fix = {
         400: f"see whether '{model}' takes what is sent (temperature, max_tokens_field, seed, pictures)",
         401: f"check {key}" if endpoint.key_env else "name the variable that holds the key in key_env",
         403: f"see whether {key} may use '{model}' there",
         404: f"check base_url (it often ends in /v1) and the model's name '{model}'",
-        413: "send smaller pictures (longest_side, picture_format: jpeg)",
     }.get(status, "check base_url and the settings that are sent")
     return Problem(words, stops=_stop(words, endpoint, fix))
 

@@ -3,10 +3,6 @@
 A `UserError` is the user's to mend: shown without a traceback, exit code 2.
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
-
 
 class UserError(Exception):
     """A mistake in what the user gave (a file, a field, a value, a place to write).
@@ -25,13 +21,3 @@ class PromptsFailed(RunFailed):
 
 class SafetyError(Exception):
     """A promise of the laboratory was broken (weights not restored, say): the run stops at once."""
-
-
-class EndedMidway(UserError):
-    """A list of prompts, or of jobs, that ends before its end.
-
-    Attributes:
-        finished: index -> what was given by then; it is the caller's to keep.
-    """
-
-    finished: Mapping[int, Any] = MappingProxyType({})

@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from gapeval_lab.errors import EndedMidway, PromptsFailed, UserError
-from gapeval_lab.interfaces import UMM, Judge
+from gapeval_lab.errors import PromptsFailed, UserError
+from gapeval_lab.interfaces import UMM, Arriving, Judge
 from gapeval_lab.items import Direction, Item, Prompt, Response, Verdict
 from gapeval_lab.response_store import ResponseStore as ResponseStore
 
@@ -218,10 +218,13 @@ def _responses(
 
     def ask(part: Sequence[Item], direction: Direction) -> None:
         known = {item.id: item for item in part}
-        for given in answered(umm, part, direction, seed=seed):
+
+        def keep(given: list[Response]) -> None:
             if store:
                 given = store.put((known[response.item_id], response) for response in given)
             responses.update({(response.item_id, direction): response for response in given})
+
+        answered(umm, part, direction, seed=seed, keep=keep)
 
     def told(others: int = 0) -> None:
         if progress:
@@ -265,38 +268,60 @@ def _unknown(
     return unknown
 
 
-def answered(umm: UMM, items: Sequence[Item], direction: Direction, *, seed: int) -> Iterator[list[Response]]:
+def answered(
+    umm: UMM,
+    items: Sequence[Item],
+    direction: Direction,
+    *,
+    seed: int,
+    keep: Callable[[list[Response]], object],
+) -> None:
     """Ask together; where that fails, one by one, so that an error stays with its item.
 
-    Gives some of them at a time, so that what is finished can be kept before an error ends it all.
+    Args:
+        umm, items, direction, seed: see `respond`.
+        keep: is given some responses at a time, so that what is finished is kept before an error ends it all.
     """
+    asking = umm.arriving(direction) if isinstance(umm, Arriving) else None
+    if asking is not None:
+        prompts, seeds = _prompts(items, direction, seed)
+        asking(
+            prompts,
+            seeds=seeds,
+            arrived=lambda found: keep([_response(items[n], direction, given) for n, given in found.items()]),
+        )
+        return
     try:
         given = _ask_together(umm, items, direction, seed=seed)
-    except EndedMidway as ended:
-        yield [_response(items[n], direction, answer) for n, answer in ended.finished.items()]
-        raise
     except UserError:
         raise
     except Exception as error:  # any model's any failure: kept as that item's error, and counted
         if len(items) == 1:
-            yield [Response(items[0].id, direction, error=f"{type(error).__name__}: {error}")]
+            keep([_response(items[0], direction, error)])
             return
     else:
-        yield given
+        keep(given)
         return
     for item in items:
-        yield from answered(umm, [item], direction, seed=seed)
+        answered(umm, [item], direction, seed=seed, keep=keep)
 
 
 def _ask_together(umm: UMM, items: Sequence[Item], direction: Direction, *, seed: int) -> list[Response]:
-    prompts: list[Prompt] = [item.prompt(direction) for item in items]
-    seeds = [prompt_seed(seed, item, direction) for item in items]
+    prompts, seeds = _prompts(items, direction, seed)
     asked = umm.answer if direction is Direction.UNDERSTANDING else umm.draw
     answers: Sequence[str | Image.Image] = asked(prompts, seeds=seeds)
     return [_response(item, direction, answer) for item, answer in zip(items, answers, strict=True)]
 
 
-def _response(item: Item, direction: Direction, answer: str | Image.Image) -> Response:
+def _prompts(items: Sequence[Item], direction: Direction, seed: int) -> tuple[list[Prompt], list[int]]:
+    """The items' prompts, and a seed for each."""
+    prompts = [item.prompt(direction) for item in items]
+    return prompts, [prompt_seed(seed, item, direction) for item in items]
+
+
+def _response(item: Item, direction: Direction, answer: str | Image.Image | Exception) -> Response:
+    if isinstance(answer, Exception):
+        return Response(item.id, direction, error=f"{type(answer).__name__}: {answer}")
     if isinstance(answer, str):
         return Response(item.id, direction, text=answer)
     return Response(item.id, direction, picture=answer)

@@ -202,6 +202,33 @@ class Weightless(Protocol):
         ...
 
 
+class Asking(Protocol):
+    """Asks prompts of one direction, and tells what comes back as it arrives."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seeds: Sequence[int],
+        arrived: Callable[[Mapping[int, str | Image.Image | Exception]], object],
+    ) -> object:
+        """`arrived` hears the index of a prompt and what it gave: its answer, or its error.
+
+        All is told when this returns, and all that was finished when it raises. It may be called in another
+        thread, never twice at a time.
+        """
+        ...
+
+
+@runtime_checkable
+class Arriving(Protocol):
+    """A UMM whose answers come one by one and are dear, as those of an endpoint: each is kept at once."""
+
+    def arriving(self, direction: Direction) -> Asking | None:
+        """How prompts of a direction are asked; None where `answer` and `draw` do it."""
+        ...
+
+
 @runtime_checkable
 class Sketchable(Protocol):
     """Settings of a model whose modules can be built without reading its weights."""

@@ -84,9 +84,12 @@ class Resident:
             store = self._stored(job, self._umm)
             known = {item.id: item for item in job.items}
             errors: list[Response] = []
-            for given in answered(self._umm, job.items, job.direction, seed=job.seed):
+
+            def keep(given: list[Response]) -> None:
                 store.put((known[response.item_id], response) for response in given)
-                errors += [response for response in given if response.error is not None]
+                errors.extend(response for response in given if response.error is not None)
+
+            answered(self._umm, job.items, job.direction, seed=job.seed, keep=keep)
         except Exception as error:
             return _failure(error)
         return tuple(errors)

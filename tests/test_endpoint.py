@@ -16,7 +16,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from gapeval_lab.endpoint import CallFailed, ChatEndpoint, CostReached, EndpointStopped, Ledger
-from gapeval_lab.endpoint_client import Caller, run_jobs
+from gapeval_lab.endpoint_client import Caller
+from gapeval_lab.endpoint_jobs import run_jobs
 from gapeval_lab.endpoint_pace import Pace, asked_to_wait, jittered, run_blocking
 from gapeval_lab.endpoint_pictures import Message, encoded, estimate_tokens
 from gapeval_lab.errors import UserError

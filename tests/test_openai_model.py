@@ -4,6 +4,8 @@ import base64
 import hashlib
 import io
 import json
+import shutil
+import time
 from email.parser import BytesParser
 from typing import Any
 
@@ -17,11 +19,12 @@ from gapeval_lab import registry
 from gapeval_lab.bench import weights_of
 from gapeval_lab.endpoint import CostReached
 from gapeval_lab.errors import UserError
-from gapeval_lab.evaluate import ResponseStore, evaluate
+from gapeval_lab.evaluate import ResponseStore, evaluate, respond
 from gapeval_lab.interfaces import Weightless
 from gapeval_lab.items import Direction, Item, Prompt, image_digest, png_bytes
 from gapeval_lab.models.openai_chat import OpenAIChat
 from gapeval_lab.models.openai_loaded import LoadedOpenAI, PromptNotAnswered
+from gapeval_lab.models.pair_model import LoadedPair
 from gapeval_lab.testing import ScriptedJudge
 
 TOLD, DRAWN = Direction.UNDERSTANDING, Direction.GENERATION
@@ -155,7 +158,7 @@ def test_a_failing_prompt_is_its_own_and_costs_the_others_nothing(tmp_path):
     failed = {key for key, response in done.responses.items() if response.error is not None}
     assert failed == {("7", TOLD), ("7", DRAWN)}
     assert done.responses["7", TOLD].error == (
-        "PromptNotAnswered: 1 of 1 prompts; the first: no answer in 3 attempts; the last: HTTP 500: oops"
+        "CallFailed: no answer in 3 attempts; the last: HTTP 500: oops"
     )
     with serving(obliging) as server:  # what was kept is not asked again
         other = model(server.url)
@@ -170,15 +173,64 @@ PRICES = {"price_in": 1000.0, "price_out": 1000.0, "price_picture": 0.3, "max_to
 def test_the_cost_limit_hands_out_what_is_finished():
     with serving(obliging) as server:
         umm = model(server.url, max_cost=1.0, concurrency=2, **PRICES)
-        prompts = [Prompt(f"p{n}") for n in range(9)]
-        with pytest.raises(CostReached, match="max_cost: 0.9 of 1 is spent") as caught:
-            umm.draw(prompts, seeds=range(9))
+        prompts, finished = [Prompt(f"p{n}") for n in range(9)], {}
+        with pytest.raises(CostReached, match="max_cost: 0.9 of 1 is spent"):
+            umm.arriving(DRAWN)(prompts, seeds=range(9), arrived=finished.update)
         assert len(server.requests) == 3
         assert umm.ledger.cost == pytest.approx(0.9)
-        finished = caught.value.finished
         assert sorted(finished) == [0, 1, 2]
         fresh = model(server.url).draw(prompts[:3], seeds=range(3))
         assert [image_digest(finished[n]) for n in range(3)] == [image_digest(image) for image in fresh]
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_answers_are_on_disk_before_the_last_one_comes(tmp_path, paired):
+    """A kill loses what is under way, and nothing that was paid for before, whatever the chunk."""
+    seen: list[int] = []
+
+    def script(request: Request) -> Act:
+        if request.texts[-1] != "q8":
+            return obliging(request)
+        deadline = time.monotonic() + 5.0  # the others must be readable while this one is being answered
+        while len(seen) < 8 and time.monotonic() < deadline:
+            time.sleep(0.02)
+            lines = [line for file in tmp_path.glob("*.jsonl") for line in file.read_text().splitlines()]
+            seen[:] = [len(line) for line in lines]
+        return obliging(request)
+
+    with serving(script) as server:
+        umm = model(server.url, image_model=None, concurrency=3, timeout=9.0)
+        whole = LoadedPair(umm, umm) if paired else umm
+        given = respond(whole, items(9), [TOLD], seed=0, store=ResponseStore(tmp_path))
+    assert len(seen) == 8 and len(given) == 9 and not any(one.error for one in given.values())
+
+
+def test_a_store_that_cannot_be_written_ends_the_run_at_once(tmp_path):
+    store = ResponseStore(tmp_path / "store")
+    with serving(obliging) as server:
+        umm = model(server.url, image_model=None, concurrency=2)
+        shutil.rmtree(tmp_path / "store")
+        with pytest.raises(UserError, match="store: cannot write"):
+            respond(umm, items(90), [TOLD], seed=0, store=store)
+        assert len(server.requests) < 90
+
+
+def test_a_picture_that_is_too_large_is_an_error_of_its_item(tmp_path):
+    def script(request: Request) -> Act:
+        return refused(413, "too large") if request.texts[-1] == "q3" else obliging(request)
+
+    judge = ScriptedJudge(lambda item, response: None if response.error else True)
+    with serving(script) as server:
+        umm = model(server.url, image_model=None)
+        done = evaluate(umm, items(20), judge=judge, seed=0, store=ResponseStore(tmp_path))
+        assert len(server.requests) == 20, "it is not asked a second time"
+    failed = {key: response.error for key, response in done.responses.items() if response.error}
+    assert failed == {
+        (
+            "3",
+            TOLD,
+        ): "CallFailed: HTTP 413: too large; send smaller pictures (longest_side, picture_format: jpeg)"
+    }
 
 
 def test_a_run_that_the_cost_limit_ends_goes_on_where_it_was(tmp_path):

@@ -17,7 +17,8 @@ from typing import Any
 from pydantic import Field
 
 from gapeval_lab.endpoint import CallFailed, ChatEndpoint, CostReached, Ledger
-from gapeval_lab.endpoint_client import Caller, Job, run_jobs
+from gapeval_lab.endpoint_client import Caller
+from gapeval_lab.endpoint_jobs import Job, run_jobs
 from gapeval_lab.endpoint_pictures import estimate_tokens
 from gapeval_lab.items import Item, Response, Verdict
 from gapeval_lab.judges.conversation import (

@@ -6,15 +6,17 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
 
-from gapeval_lab.endpoint import CallFailed, CostReached, EndpointStopped, Ledger
-from gapeval_lab.endpoint_client import Caller, Job, run_jobs
+from gapeval_lab.endpoint import CallFailed, CostReached, Ledger
+from gapeval_lab.endpoint_client import Caller
+from gapeval_lab.endpoint_jobs import Arrived, Job, run_jobs
 from gapeval_lab.endpoint_pictures import Message
 from gapeval_lab.errors import UserError
-from gapeval_lab.interfaces import Backbone
+from gapeval_lab.interfaces import Asking, Backbone
 from gapeval_lab.items import Direction, Example, Prompt
 
 if TYPE_CHECKING:
@@ -27,8 +29,6 @@ T = TypeVar("T")
 SEEDS = 2**31
 """Endpoints take seeds of 32 bits at least; a prompt's 63 bits are folded into 31."""
 
-Asked = tuple[Direction, str, int]
-
 
 class PromptNotAnswered(RuntimeError):
     """One prompt of a list got no answer."""
@@ -37,9 +37,8 @@ class PromptNotAnswered(RuntimeError):
 class LoadedOpenAI:
     """See `OpenAIChat`.
 
-    A list in which one prompt fails raises. What the others gave is kept until they are asked again, one
-    by one or together, and then handed out, so that a failure costs no second call for its neighbours.
-    Where the endpoint stops, or the limit of cost is reached, the error itself holds what is finished.
+    `answer` and `draw` are for those who want all or nothing: one prompt that fails makes them raise, and
+    what the others gave is lost. `arriving` hands out each answer when it comes.
     """
 
     def __init__(self, chosen: OpenAIChat) -> None:
@@ -50,7 +49,6 @@ class LoadedOpenAI:
         has = {Direction.UNDERSTANDING: chosen.chat_model, Direction.GENERATION: chosen.image_model}
         self.directions = frozenset(direction for direction, model in has.items() if model is not None)
         self.ledger = Ledger()
-        self._kept: dict[Asked, Any] = {}
 
     def answer(self, prompts: Sequence[Prompt], *, seeds: Sequence[int]) -> list[str]:
         """One text per prompt.
@@ -59,21 +57,7 @@ class LoadedOpenAI:
             PromptNotAnswered: one of them failed.
             UserError: the endpoint cannot be used, the limit of cost is reached, or there is no chat model.
         """
-        model = self._chosen.chat_model
-        if model is None:
-            raise UserError(f"chat_model: {self.name} answers nothing; name a model that does")
-        chosen = self._chosen
-
-        def job(prompt: Prompt, seed: int) -> Job[str]:
-            async def asked(caller: Caller) -> str:
-                system = [] if chosen.system is None else [Message("system", chosen.system)]
-                messages = [*system, Message("user", prompt.text, prompt.pictures)]
-                sent = seed % SEEDS if chosen.send_seed else None
-                return (await caller.chat(messages, model=model, seed=sent)).text
-
-            return asked
-
-        return self._asked(Direction.UNDERSTANDING, prompts, seeds, job)
+        return _whole(self._asked(self._answering, prompts, seeds=seeds))
 
     def draw(self, prompts: Sequence[Prompt], *, seeds: Sequence[int]) -> list[Image.Image]:
         """One RGB picture per prompt; a prompt's pictures are edited.
@@ -82,87 +66,68 @@ class LoadedOpenAI:
             PromptNotAnswered: one of them failed.
             UserError: the endpoint cannot be used, the limit of cost is reached, or there is no image model.
         """
-        chosen = self._chosen
-        model = chosen.image_model
-        if model is None:
-            raise UserError(f"image_model: {self.name} draws nothing; name a model that does")
+        return _whole(self._asked(self._drawing, prompts, seeds=seeds))
 
-        def job(prompt: Prompt, seed: int) -> Job[Image.Image]:
-            fields: dict[str, Any] = {"model": model, "n": 1}
-            if chosen.image_size is not None:
-                fields["size"] = chosen.image_size
-            if chosen.image_quality is not None:
-                fields["quality"] = chosen.image_quality
-            if chosen.ask_base64:
-                fields["response_format"] = "b64_json"
-            if chosen.send_image_seed:
-                fields["extra_body"] = {"seed": seed % SEEDS}
-
-            async def asked(caller: Caller) -> Image.Image:
-                price = chosen.price_picture or 0.0
-                data = await caller.picture(
-                    prompt.text, prompt.pictures, price=price, about=model, fields=fields
-                )
-                try:
-                    with Image.open(io.BytesIO(data)) as image:
-                        return image.convert("RGB")
-                except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                    # Leaves the `except` first: a call that failed has no context.
-                    words = f"a drawing that is no picture ({type(error).__name__})"
-                raise CallFailed(words, refused=True)
-
-            return asked
-
-        return self._asked(Direction.GENERATION, prompts, seeds, job)
+    def arriving(self, direction: Direction) -> Asking:
+        """Asks as `answer` and `draw` do; a prompt that fails is told like the others, by its error."""
+        job = self._answering if direction is Direction.UNDERSTANDING else self._drawing
+        return partial(self._asked, job)
 
     def _asked(
         self,
-        direction: Direction,
-        prompts: Sequence[Prompt],
-        seeds: Sequence[int],
         job: Callable[[Prompt, int], Job[T]],
-    ) -> list[T]:
-        """What was kept, and what is asked now; all of it or an error."""
-        keys: list[Asked] = [
-            (direction, prompt.digest, seed) for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
-        missing = {
-            key: job(prompt, seed)
-            for key, prompt, seed in zip(keys, prompts, seeds, strict=True)
-            if key not in self._kept
-        }
-        try:
-            results = run_jobs(self._chosen, list(missing.values()), ledger=self.ledger)
-        except EndpointStopped as stopped:
-            names = list(missing)
-            self._kept.update((names[n], done) for n, done in stopped.finished.items())
-            self._hand_out(stopped, keys)
-            raise
-        self._kept.update(zip(missing, results, strict=True))
-        given = [self._kept[key] for key in keys]
-        for result in given:
+        prompts: Sequence[Prompt],
+        *,
+        seeds: Sequence[int],
+        arrived: Arrived[T] | None = None,
+    ) -> list[T | CallFailed]:
+        jobs = [job(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        given: list[T | CallFailed] = []
+        for result in run_jobs(self._chosen, jobs, ledger=self.ledger, arrived=arrived):
             if isinstance(result, CostReached):
-                self._hand_out(result, keys)
                 raise result
-        failed = [result for result in given if isinstance(result, CallFailed)]
-        if not failed or len(keys) == 1:
-            self._forget(keys)
-        if failed:
-            raise PromptNotAnswered(f"{len(failed)} of {len(keys)} prompts; the first: {failed[0]}")
+            given.append(result)
         return given
 
-    def _hand_out(self, stopped: EndpointStopped, keys: Sequence[Asked]) -> None:
-        """Put into the error what is finished of this list."""
-        stopped.finished = {
-            n: self._kept[key]
-            for n, key in enumerate(keys)
-            if key in self._kept and not isinstance(self._kept[key], CallFailed | CostReached)
-        }
-        self._forget(keys)
+    def _answering(self, prompt: Prompt, seed: int) -> Job[str]:
+        chosen, model = self._chosen, self._chosen.chat_model
+        if model is None:
+            raise UserError(f"chat_model: {self.name} answers nothing; name a model that does")
 
-    def _forget(self, keys: Sequence[Asked]) -> None:
-        for key in keys:
-            self._kept.pop(key, None)
+        async def asked(caller: Caller) -> str:
+            system = [] if chosen.system is None else [Message("system", chosen.system)]
+            messages = [*system, Message("user", prompt.text, prompt.pictures)]
+            sent = seed % SEEDS if chosen.send_seed else None
+            return (await caller.chat(messages, model=model, seed=sent)).text
+
+        return asked
+
+    def _drawing(self, prompt: Prompt, seed: int) -> Job[Image.Image]:
+        chosen, model = self._chosen, self._chosen.image_model
+        if model is None:
+            raise UserError(f"image_model: {self.name} draws nothing; name a model that does")
+        fields: dict[str, Any] = {"model": model, "n": 1}
+        if chosen.image_size is not None:
+            fields["size"] = chosen.image_size
+        if chosen.image_quality is not None:
+            fields["quality"] = chosen.image_quality
+        if chosen.ask_base64:
+            fields["response_format"] = "b64_json"
+        if chosen.send_image_seed:
+            fields["extra_body"] = {"seed": seed % SEEDS}
+
+        async def asked(caller: Caller) -> Image.Image:
+            price = chosen.price_picture or 0.0
+            data = await caller.picture(prompt.text, prompt.pictures, price=price, about=model, fields=fields)
+            try:
+                with Image.open(io.BytesIO(data)) as image:
+                    return image.convert("RGB")
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                # Leaves the `except` first: a call that failed has no context.
+                words = f"a drawing that is no picture ({type(error).__name__})"
+            raise CallFailed(words, refused=True)
+
+        return asked
 
     def loss(self, examples: Sequence[Example], direction: Direction) -> Tensor:
         """Not to be had.
@@ -188,3 +153,11 @@ class LoadedOpenAI:
         """What stands for the weights' fingerprint: where it is, which models, and how they are asked."""
         text = json.dumps(self.settings(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _whole(given: Sequence[T | CallFailed]) -> list[T]:
+    """The answers, of which none may be missing."""
+    failed = [one for one in given if isinstance(one, CallFailed)]
+    if failed:
+        raise PromptNotAnswered(f"{len(failed)} of {len(given)} prompts; the first: {failed[0]}")
+    return [one for one in given if not isinstance(one, CallFailed)]

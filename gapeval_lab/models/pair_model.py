@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gapeval_lab import registry
 from gapeval_lab.delta import fingerprint
 from gapeval_lab.errors import UserError
-from gapeval_lab.interfaces import UMM, Backbone, Sites, Weightless
+from gapeval_lab.interfaces import UMM, Arriving, Asking, Backbone, Sites, Weightless
 from gapeval_lab.items import Direction, Example, Prompt
 from gapeval_lab.models.pair import Pair
 from gapeval_lab.nested import NestedNode
@@ -52,6 +52,11 @@ class LoadedPair:
     def draw(self, prompts: Sequence[Prompt], *, seeds: Sequence[int]) -> list[Image.Image]:
         """What the drawing model draws."""
         return self.generate.draw(prompts, seeds=seeds)
+
+    def arriving(self, direction: Direction) -> Asking | None:
+        """As the model of that direction gives them."""
+        asked = self.understand if direction is Direction.UNDERSTANDING else self.generate
+        return asked.arriving(direction) if isinstance(asked, Arriving) else None
 
     def loss(self, examples: Sequence[Example], direction: Direction) -> Tensor:
         """The loss of the model that has this direction: (batch,) nats.
