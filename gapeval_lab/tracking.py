@@ -30,6 +30,8 @@ from gapeval_lab.tracking_relocate import find_moved, relocate
 from gapeval_lab.tracking_scalars import unrounded
 from gapeval_lab.tracking_stop import Stopped, sigterm_raises
 from gapeval_lab.tracking_store import Store, file_lock, stopped_as, try_lock, user_name
+from gapeval_lab.tracking_tables import pairs
+from gapeval_lab.tracking_traces import COUNT, changed, complete, log_traces
 from gapeval_lab.tracking_ui import ui, view_links
 from gapeval_lab.tracking_values import run_name
 from gapeval_lab.tracking_views import ViewLinks
@@ -275,6 +277,7 @@ def baseline(store: Store, outcome: Outcome, folder: Path) -> str:
             [experiment_id], query, max_results=1, order_by=["attributes.start_time ASC"]
         )
         if found:
+            _complete_traces(store, found[0], outcome, folder)
             return str(found[0].info.run_id)
         with track(store, "baseline", experiment=experiment, key=f"baseline-{fingerprint}") as run:
             log_outcome(
@@ -284,9 +287,20 @@ def baseline(store: Store, outcome: Outcome, folder: Path) -> str:
                 folder=folder,
                 baseline_run_id=run.run_id,
                 fingerprint=fingerprint,
+                first=changed(pairs(outcome)),
             )
             run.stage("done")
         return run.run_id
+
+
+def _complete_traces(store: Store, run: Any, outcome: Outcome, folder: Path) -> None:
+    """Write what traces a baseline lacks, those first that this outcome is to be compared with."""
+    if outcome.kind == "trial" or complete(run.data.tags.get(COUNT)):
+        return
+    before = _before_only(outcome)
+    count = log_traces(*(store, run, before, pairs(before)), folder=folder, first=changed(pairs(outcome)))
+    if count:
+        set_tags(store.client, run.info.run_id, {COUNT: count})
 
 
 def _before_only(outcome: Outcome) -> Outcome:

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,6 +29,7 @@ from gapeval_lab.tracking_figure import (
 )
 from gapeval_lab.tracking_store import Store
 from gapeval_lab.tracking_tables import Pair, Table, pairs, tables
+from gapeval_lab.tracking_traces import COUNT, changed, has_traces, log_traces, traces_link
 
 TITLES = {"updates": "When the facts were learned", "facts": "Facts written one after the other"}
 METRIC_BATCH = 1000  # MLflow's limits per call
@@ -44,6 +45,8 @@ def log_outcome(
     folder: Path,
     baseline_run_id: str | None,
     fingerprint: str,
+    first: Collection[str] | None = None,
+    patient: bool = False,
 ) -> None:
     """Log everything about an outcome.
 
@@ -54,6 +57,8 @@ def log_outcome(
         folder: where the outcome's pictures and delta lie.
         baseline_run_id: the run to compare with, None for a baseline.
         fingerprint: of everything that the before phase depends on.
+        first: ids of items whose traces come first; by default those that changed.
+        patient: take the time for every trace, also at a slow server.
     """
     client = store.client
     run = client.get_run(run_id)
@@ -70,13 +75,27 @@ def log_outcome(
     _log_metrics(client, run, outcome=outcome, model_id=model_id, dataset=datasets[0])
     _log_probes(client, run, probes=probes, folder=folder)
     tags = tracking_values.tags(outcome) | {"gapeval.fingerprint": fingerprint}
-    link = None
+    if has_traces(outcome):
+        count = log_traces(
+            *(store, run, outcome, found),
+            folder=folder,
+            first=changed(found) if first is None else first,
+            patient=patient,
+        )
+        tags |= {COUNT: count} if count else {}
+    links: dict[str, str] = {}
     if baseline_run_id:
         tags["gapeval.baseline_run_id"] = baseline_run_id
         if baseline_run_id != run_id:
-            ids = quote(json.dumps([baseline_run_id, run_id]))
-            link = f"#/compare-runs?runs={ids}&experiments={quote(json.dumps([run.info.experiment_id]))}"
-    tags["mlflow.note.content"] = tracking_values.note(outcome, compare_link=link)
+            ids, experiment_id = quote(json.dumps([baseline_run_id, run_id])), run.info.experiment_id
+            if COUNT in tags:
+                links["See every item beside the baseline's"] = traces_link(
+                    experiment_id, run_id, baseline_run_id
+                )
+            links["Compare with the baseline"] = (
+                f"#/compare-runs?runs={ids}&experiments={quote(json.dumps([experiment_id]))}"
+            )
+    tags["mlflow.note.content"] = tracking_values.note(outcome, links=links)
     # The UI finds tables by this tag; the first one is what its compare page opens with.
     tags["mlflow.loggedArtifacts"] = json.dumps([{"path": table.path, "type": "table"} for table in made])
     set_tags(client, run_id, tags)

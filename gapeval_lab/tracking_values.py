@@ -250,14 +250,16 @@ def _one_sided(outcome: Outcome) -> str:
     return f"No gap, nothing is scored in both directions; {'; '.join(told)}"
 
 
-def note(outcome: Outcome, *, compare_link: str | None) -> str:
-    """The run's description: the headline in bold, then what was done, then tables. Markdown."""
+def note(outcome: Outcome, *, links: Mapping[str, str]) -> str:
+    """The run's description: the headline in bold, then what was done, then tables. Markdown.
+
+    `links` are words -> address.
+    """
     lines = [f"**{headline(outcome)}**", ""]
     if warning := estimators_note(outcome):
         lines += [warning, ""]
     lines.append(_what(outcome))
-    if compare_link:
-        lines[-1] += f" [Compare with the baseline]({compare_link})."
+    lines[-1] += "".join(f" [{words}]({address})." for words, address in links.items())
     if outcome.reverted is False:
         lines += ["", "**The weights were NOT restored after this run.**"]
     lines += ["", *_category_lines(outcome)]

@@ -126,7 +126,7 @@ def test_a_whole_run_of_a_model_that_only_tells(tmp_path: Path, stages: bool) ->
     (told,) = {row[shown.columns.index("und_before")] for row in shown.rows}
     assert told == 0.0 and all(row[shown.columns.index("gen_before")] is None for row in shown.rows)
     assert "No gap, nothing is scored in both directions; understanding" in headline(outcome)
-    assert "n/a" in note(outcome, compare_link=None) and "verdict" not in tags(outcome)
+    assert "n/a" in note(outcome, links={}) and "verdict" not in tags(outcome)
     console = Console(width=150, record=True, quiet=False, file=(tmp_path / "shown").open("w"))
     console.print(draw_outcome(outcome))
     text = console.export_text()

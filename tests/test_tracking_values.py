@@ -153,7 +153,7 @@ def test_a_small_number_is_never_minus_zero():
 
 
 def test_the_note_says_what_went_wrong(outcome):
-    note = tracking_values.note(outcome.model_copy(update={"reverted": False}), compare_link=None)
+    note = tracking_values.note(outcome.model_copy(update={"reverted": False}), links={})
     assert "NOT restored" in note
     assert "20 items (1 not scored)" in note
     assert "| reliability | 0.10 → 0.90 | 0.10 → 0.40 |" in note
