@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -22,6 +23,7 @@ from gapeval_lab.cli_reproduce import reproduce
 from gapeval_lab.cli_plan import plan
 from gapeval_lab.cli_respond import EngineOption, Processes, respond
 from gapeval_lab.cli_search import search
+from gapeval_lab.cli_sync import sync
 from gapeval_lab.errors import RunFailed, SafetyError, UserError
 
 if TYPE_CHECKING:
@@ -262,13 +264,13 @@ def _execute(
             from gapeval_lab.bench import load_bench
             from gapeval_lab.tracked_run import tracked_run
             from gapeval_lab.tracking import Store
+            from gapeval_lab.tracking_patient import prepare
 
-            store = Store.open()
-            store.check()
-            store.reconcile()
+            store, say = Store.open(), partial(console.print, soft_wrap=True, style="yellow", markup=False)
+            prepare(store)
             bench = load_bench(loaded)
         with Bars(console) as bars:
-            done = tracked_run(bench, store=store, on_progress=bars.update, out=out, helpers=helpers)
+            done = tracked_run(bench, store=store, on_progress=bars.update, out=out, helpers=helpers, say=say)
     outcome = done.outcome
     if json_file:
         _write(json_file, outcome.model_dump_json(indent=1))
@@ -276,9 +278,8 @@ def _execute(
 
     console.print()
     console.print(draw_outcome(outcome))
-    console.print(
-        f"[dim]result in {short(done.place)}; see it in MLflow with: gapeval-lab ui[/dim]", soft_wrap=True
-    )
+    later = "see it in MLflow with: gapeval-lab ui" if done.run_id else "not in MLflow yet: gapeval-lab sync"
+    console.print(f"[dim]result in {short(done.place)}; {later}[/dim]", soft_wrap=True)
     console.print(f"[dim]{time.monotonic() - began:.1f} s in all[/dim]")
     return outcome
 
@@ -351,6 +352,7 @@ app.command()(reproduce)
 app.command()(doctor)
 app.command()(audit)
 app.command()(plan)
+app.command()(sync)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """One whole run of a recipe inside an MLflow run, kept where outcomes are kept.
 
 The Outcome is on disk before MLflow hears of it; after a kill the same call goes on where it stopped.
+Where MLflow cannot be reached, the run goes on, and `sync` logs it later.
 """
 
 from collections.abc import Mapping
@@ -14,11 +15,10 @@ from gapeval_lab.pages.run_page import write_report
 from gapeval_lab.recording import targets
 from gapeval_lab.run import OnProgress, home_of, run
 from gapeval_lab.summaries import summary_of
-from gapeval_lab.tracking import Store, experiment_name, run_name, track
+from gapeval_lab.tracking import Store, experiment_name, run_name
+from gapeval_lab.tracking_marker import Marker
+from gapeval_lab.tracking_patient import Say, patient_track
 from gapeval_lab.work_folder import archive, working_folder
-
-LOGGED = "logged"
-"""The file in a working folder that holds the id of the MLflow run, once all is logged there."""
 
 LOGGING = "log to MLflow"
 
@@ -35,10 +35,10 @@ class Parent:
 
 @dataclass(frozen=True)
 class Tracked:
-    """A finished run: its record, its MLflow run, and its folder."""
+    """A finished run: its record, its MLflow run (None where it is not logged whole), and its folder."""
 
     outcome: Outcome
-    run_id: str
+    run_id: str | None
     place: Path
 
 
@@ -50,23 +50,25 @@ def tracked_run(
     out: Path | None = None,
     parent: Parent | None = None,
     helpers: Helpers | None = None,
+    say: Say | None = None,
 ) -> Tracked:
     """Run a recipe, log it, move its folder to where it stays.
 
     Args:
         bench: from `load_bench`.
-        store: checked.
+        store: checked, or prepared to do without it.
         on_progress: told how far each phase is, and the logging.
         out: the folder that takes the result's; by default `mlruns/outcomes`.
         parent: the search that it belongs to, if any.
         helpers: see `run`.
+        say: told where MLflow cannot be reached.
 
     Raises:
         UserError: this very recipe is running already, or a place cannot be written.
     """
     with working_folder(store.folder, bench.key) as work:
         outcome, run_id = _logged(
-            bench, store=store, work=work, on_progress=on_progress, parent=parent, helpers=helpers
+            bench, store=store, work=work, on_progress=on_progress, parent=parent, helpers=helpers, say=say
         )
         place = archive(work, (out or store.folder / "outcomes") / outcome.run_id)
         summary_of(place)  # written now, so that reading many runs is quick
@@ -81,17 +83,21 @@ def _logged(
     on_progress: OnProgress,
     parent: Parent | None,
     helpers: Helpers | None,
-) -> tuple[Outcome, str]:
-    done = work / LOGGED
-    if done.exists():  # killed between logging and moving the result to its place
-        return Outcome.load(work), done.read_text(encoding="utf-8")
+    say: Say | None,
+) -> tuple[Outcome, str | None]:
+    marker = Marker.read(work)
+    whole = marker.whole_in(store)
+    if whole is not None:  # killed between logging and moving the result to its place
+        return Outcome.load(work), whole
+    marker.key = bench.key
     name = run_name(bench.loaded.resolved, targets=targets(bench), direction=bench.direction)
     tags = dict(parent.tags) if parent else {}
     if bench.reproduces is not None:
         name, tags = f"{name} again", {"gapeval.reproduces": bench.reproduces}
-    with track(
+    with patient_track(
         store,
         parent.name if parent else name,
+        say=say,
         experiment=parent.experiment if parent else experiment_name(bench.name),
         key=bench.key,
         parent_id=parent.run_id if parent else None,
@@ -108,7 +114,13 @@ def _logged(
         on_progress(LOGGING, 0, 1)
         if outcome.kind != "trial":
             write_report(outcome, work)
-        live.log(outcome, work, name=parent.name if parent else name if bench.reproduces else None)
-        done.write_text(live.run_id, encoding="utf-8")
+        given = parent.name if parent else name if bench.reproduces else None
+        if live.log(outcome, work, name=given) and live.run_id:
+            marker.is_whole(store, live.run_id)
+            marker.write(work)
         on_progress(LOGGING, 1, 1)
+    if live.lost is not None:
+        marker.is_open(store, live.run_id)
+        marker.write(work)
+        return outcome, None
     return outcome, live.run_id

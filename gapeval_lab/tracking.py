@@ -88,7 +88,13 @@ class LiveRun:
         set_tags(self.store.client, self.run_id, {"gapeval.stage": name, "gapeval.heartbeat": _now()})
 
     def log(
-        self, outcome: Outcome, folder: Path, *, name: str | None = None, baseline_run_id: str | None = None
+        self,
+        outcome: Outcome,
+        folder: Path,
+        *,
+        name: str | None = None,
+        baseline_run_id: str | None = None,
+        patient: bool = False,
     ) -> None:
         """Log an outcome that is already on disk; repeating it adds nothing twice.
 
@@ -98,6 +104,7 @@ class LiveRun:
             name: what the run is called from now on; by default a run other than a trial is called after
                 its outcome.
             baseline_run_id: its baseline's run, where it is known; else it is looked for, or made.
+            patient: take the time for every trace, also at a slow server.
         """
         self.stage("log")
         own = outcome.kind == "baseline"
@@ -114,8 +121,13 @@ class LiveRun:
             folder=folder,
             baseline_run_id=base,
             fingerprint=baseline_fingerprint(outcome),
+            patient=patient,
         )
         self.stage("done")
+
+
+class LeftOpen(Exception):
+    """Leaves a run's block without a word to the store: the run stays open, to be continued."""
 
 
 @contextlib.contextmanager
@@ -128,6 +140,7 @@ def track(
     resume_id: str | None = None,
     parent_id: str | None = None,
     tags: Mapping[str, str] | None = None,
+    started: int | None = None,
 ) -> Iterator[LiveRun]:
     """A run around a block of work: RUNNING inside it, FINISHED after it.
 
@@ -143,6 +156,7 @@ def track(
         resume_id: continue this very run.
         parent_id: the run of the search that a trial belongs to.
         tags: set from the start; `kind` among them decides how a stop is told.
+        started: when it began, in milliseconds since the epoch; by default now.
 
     Raises:
         UserError: `resume_id` is unknown, finished, or still running.
@@ -157,10 +171,13 @@ def track(
             resume_id=resume_id,
             parent_id=parent_id,
             tags=tags or {},
+            started=started,
         )
     try:
         with sigterm_raises():
             yield live
+    except LeftOpen:
+        raise
     except BaseException as error:
         _end(live, error, stopped=stopped_as(tags or {}))
         raise
@@ -185,6 +202,7 @@ def _begin(
     resume_id: str | None,
     parent_id: str | None,
     tags: Mapping[str, str],
+    started: int | None,
 ) -> tuple[LiveRun, IO[str]]:
     """Create a run or adopt a killed one, with its lock. The caller holds `store.starting()`."""
     client = store.client
@@ -210,7 +228,7 @@ def _begin(
     own |= {"mlflow.user": user_name(), "mlflow.source.name": "gapeval-lab", "mlflow.source.type": "LOCAL"}
     if parent_id is not None:
         own["mlflow.parentRunId"] = parent_id
-    run_id = client.create_run(experiment_id, tags=own, run_name=name).info.run_id
+    run_id = client.create_run(experiment_id, started, own, name).info.run_id
     lock = try_lock(store.lock_path(run_id))
     if lock is None:
         raise RuntimeError(f"the lock of the new run {run_id} is taken")

@@ -28,6 +28,13 @@ EXPERIMENT_NOTE = (
     "Start with **Views → 0 · Leaderboard**."
 )
 CONNECT_SECONDS = 5.0
+GATEWAY_DOWN = (502, 503, 504)
+HTTP_DEFAULTS = {"MAX_RETRIES": "1", "BACKOFF_FACTOR": "1", "TIMEOUT": "30"}
+"""MLflow's own would try a dead server for minutes, at every call."""
+
+
+class Unreachable(UserError):
+    """The server does not answer, now. A run goes on without it, see `tracking_patient`."""
 
 
 def user_name() -> str:
@@ -134,14 +141,17 @@ class Store:
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
+        self.ping()
         try:
             if self.database is not None:
                 with file_lock(self.locks / "init.lock"):
                     _prepare_database(self.database, self.artifacts)
             self.client.search_experiments(max_results=1)
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+            if self.served and getattr(error, "get_http_status_code", lambda: 500)() >= 500:
+                raise Unreachable(self._no_answer(first_line(error))) from error
             raise UserError(
-                f"tracking: the store {shown(self.uri)} cannot be used ({_first_line(error)}); set "
+                f"tracking: the store {shown(self.uri)} cannot be used ({first_line(error)}); set "
                 "MLFLOW_TRACKING_URI to one that can, or unset it to use the project's own mlruns folder"
             ) from error
 
@@ -152,15 +162,40 @@ class Store:
                 f"MLFLOW_TRACKING_URI: '{self.uri}' is a plain folder, which MLflow no longer writes to; use "
                 "sqlite:////absolute/path/mlflow.db or the http address of a server, or unset it"
             )
-        if self.served:
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            try:
-                socket.create_connection((parts.hostname or "", port), CONNECT_SECONDS).close()
-            except OSError as error:
-                raise UserError(
-                    f"MLFLOW_TRACKING_URI: no answer from {shown(self.uri)} ({error.strerror or error}); "
-                    "start the server there, or unset the variable to use the project's own mlruns folder"
-                ) from None
+
+    def ping(self) -> None:
+        """Ask a server whether it is there, for a few seconds; nothing where there is no server.
+
+        Whatever it replies is an answer: what it lets us do is told by the calls themselves.
+
+        Raises:
+            Unreachable: it does not answer.
+        """
+        if not self.served:
+            return
+        import requests
+
+        try:
+            address = f"{self.uri.rstrip('/')}/health"
+            code = requests.get(address, timeout=CONNECT_SECONDS, allow_redirects=False).status_code
+        except requests.exceptions.SSLError:
+            return  # MLflow has its own settings for certificates
+        except requests.exceptions.ConnectionError as error:
+            raise Unreachable(self._no_answer(_refusal(error))) from None
+        except requests.exceptions.Timeout:
+            raise Unreachable(self._no_answer(f"none within {CONNECT_SECONDS:.0f} s")) from None
+        except (requests.exceptions.RequestException, ValueError) as error:
+            raise UserError(
+                f"MLFLOW_TRACKING_URI: {shown(self.uri)} is no address ({first_line(error)})"
+            ) from None
+        if code in GATEWAY_DOWN:
+            raise Unreachable(self._no_answer(f"HTTP {code}"))
+
+    def _no_answer(self, why: str) -> str:
+        return (
+            f"MLFLOW_TRACKING_URI: no answer from {shown(self.uri)} ({why}); "
+            "start the server there, or unset the variable to use the project's own mlruns folder"
+        )
 
     def _make_folders(self) -> None:
         """Create what is missing, and prove by writing that the folder can be written."""
@@ -273,6 +308,8 @@ def quiet_mlflow() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name, value in HTTP_DEFAULTS.items():
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     for name in ("alembic", "mlflow.store.db"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -320,6 +357,22 @@ def shown(uri: str) -> str:
     return re.sub(r"//([^/:@]*):[^@/]*@", r"//\1:***@", uri)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The beginning of an error's words, without a password."""
     lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return shown(lines[0])[:200] if lines else type(error).__name__
+
+
+def _refusal(error: BaseException) -> str:
+    """The system's own words in an error of a connection ('Connection refused'), or the error's."""
+    found: BaseException | None = error
+    for _ in range(8):
+        if found is None:
+            break
+        if isinstance(found, OSError) and found.strerror:
+            return found.strerror
+        inner = next((one for one in found.args if isinstance(one, BaseException)), None)
+        found = getattr(found, "reason", None) or found.__cause__ or found.__context__ or inner
+        if not isinstance(found, BaseException):
+            break
+    return first_line(error)

@@ -186,9 +186,8 @@ def _send(store: Store, run: Any, wanted: Sequence[ItemTrace], make: Any, *, sec
 
     def start(made: Made) -> None:
         info = client.start_trace(made.info)
-        repository = client._get_artifact_repo_for_trace(info) if made.attachments else None
         for name, content in made.attachments.items():
-            repository.upload_attachment(name, content)
+            client._get_artifact_repo_for_trace(info).upload_attachment(name, content)
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="gapeval-traces") as pool:
         for first in range(0, len(missing), CHUNK):
@@ -327,8 +326,8 @@ def _resized(content: bytes) -> bytes:
     """Large pictures smaller, tiny ones with larger pixels: the UI shows them as they are."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(content)) as picture:
-        picture = picture.convert("RGB")
+    with Image.open(io.BytesIO(content)) as opened:
+        picture = opened.convert("RGB")
         if max(picture.size) > LARGEST:
             picture.thumbnail((LARGEST, LARGEST))
         elif (times := -(-SMALLEST // max(picture.size))) > 1:

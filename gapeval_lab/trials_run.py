@@ -18,7 +18,7 @@ from typing import Any
 
 from gapeval_lab.bench import Bench, hash_of_facts, with_recipe
 from gapeval_lab.delta import fingerprint
-from gapeval_lab.errors import PromptsFailed, SafetyError, UserError
+from gapeval_lab.errors import PromptsFailed, RunFailed, SafetyError, UserError
 from gapeval_lab.evaluate import ResponseStore, store_key
 from gapeval_lab.measuring import Measured, measure
 from gapeval_lab.outcome import Outcome
@@ -271,6 +271,11 @@ class RecipeTrials:
             {TESTED: trial, STUDY: self.parent.study},
         )
         done = tracked_run(bench, store=self.store, on_progress=self.on_progress, parent=parent)
+        if done.run_id is None:
+            raise RunFailed(
+                f"MLflow was out of reach while trial {number} was tested; its result is kept in "
+                f"{done.place}; search again when the store is back"
+            )
         return done.outcome, done.run_id
 
 
