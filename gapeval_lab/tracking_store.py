@@ -156,7 +156,10 @@ class Store:
             ) from error
 
     def _check_uri(self) -> None:
-        parts = urlsplit(self.uri)
+        try:
+            parts = urlsplit(self.uri)
+        except ValueError as error:
+            raise UserError(f"MLFLOW_TRACKING_URI: '{shown(self.uri)}' is no address ({error})") from None
         if parts.scheme in ("", "file"):
             raise UserError(
                 f"MLFLOW_TRACKING_URI: '{self.uri}' is a plain folder, which MLflow no longer writes to; use "
@@ -308,6 +311,7 @@ def quiet_mlflow() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for name, value in HTTP_DEFAULTS.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     for name in ("alembic", "mlflow.store.db"):

@@ -31,10 +31,10 @@ COUNT = "gapeval.traces"
 
 SMALLEST, LARGEST = 160, 512  # pixels of an attachment's longer side; the pictures are in pictures.zip, too
 CACHED = 16384  # bytes of a picture that is kept in memory once resized
-CHUNK = 64  # traces per call with their spans
+CHUNK = 32  # traces per call with their spans
 THREADS = 8
 SHARE = 0.05  # of a run's time that traces may take where a server makes them dear
-LEAST_SECONDS = 5.0
+LEAST_SECONDS = 2.0
 PREVIEW = 1000  # letters, MLflow's limit
 _log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def log_traces(
     """
     wanted = item_traces(run.info.run_id, found, folder=folder, first=first)
     try:
-        there = _write(store, run, outcome, wanted, patient=patient)
+        there = _write(store, run, outcome, wanted, first=len(first), patient=patient)
     except Exception as error:  # whatever it is: numbers, tables and pictures are logged without traces
         words = " ".join(str(error).split())[:200]
         _log.warning(
@@ -158,47 +158,48 @@ def log_traces(
     return f"{there} of {len(wanted)}"
 
 
-def _write(store: Store, run: Any, outcome: Outcome, wanted: Sequence[ItemTrace], *, patient: bool) -> int:
-    """Write what is missing; returns how many are there."""
+def _write(
+    store: Store, run: Any, outcome: Outcome, wanted: Sequence[ItemTrace], *, first: int, patient: bool
+) -> int:
+    """Write what is missing, the first of them in any case; returns how many are there."""
     from gapeval_lab.tracking_traces_sql import bulk_store, insert, present
 
-    make = functools.partial(_made, run=run, began=_milliseconds(outcome.started))
-    quick = bulk_store(store.client)
+    make = functools.partial(_made, run=run, start=_milliseconds(outcome.started))
+    quick = None if store.served else bulk_store(store.client)
     if quick is not None:
         ids = [trace.trace_id for trace in wanted]
         known = present(quick, ids)
         missing = [trace for trace in wanted if trace.trace_id not in known]
         insert(quick, run.info.experiment_id, (make(trace, place) for place, trace in enumerate(missing)))
         return len(wanted)
-    seconds = max(LEAST_SECONDS, SHARE * sum(outcome.seconds.values()))
-    return _send(store, run, wanted, make, seconds=None if patient else seconds)
+    began, seconds = time.monotonic(), max(LEAST_SECONDS, SHARE * sum(outcome.seconds.values()))
+    known = _whole(store.client, run)
+    missing = [trace for trace in wanted if trace.trace_id not in known]
+    needed = sum(trace.trace_id not in known for trace in wanted[:first])
+    sent = 0
+    while sent < len(missing) and (patient or sent < needed or time.monotonic() - began < seconds):
+        part = missing[sent : sent + CHUNK]
+        _send(store, run, [make(trace, sent + place) for place, trace in enumerate(part)])
+        sent += len(part)
+    return len(known & {trace.trace_id for trace in wanted}) + sent
 
 
-def _send(store: Store, run: Any, wanted: Sequence[ItemTrace], make: Any, *, seconds: float | None) -> int:
-    """Send traces through MLflow's client; once the seconds are over, no further ones are begun."""
+def _send(store: Store, run: Any, traces: Sequence[Made]) -> None:
+    """Send traces through MLflow's client."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
     from mlflow.tracing.client import TracingClient
 
     client = TracingClient(store.uri)
-    began = time.monotonic()
-    known = _whole(store.client, run)
-    missing = [trace for trace in wanted if trace.trace_id not in known]
-    sent = 0
 
     def start(made: Made) -> None:
-        info = client.start_trace(made.info)
+        place = client.start_trace(made.info).tags["mlflow.artifactLocation"]
         for name, content in made.attachments.items():
-            client._get_artifact_repo_for_trace(info).upload_attachment(name, content)
+            get_artifact_repository(place, tracking_uri=store.uri).upload_attachment(name, content)
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="gapeval-traces") as pool:
-        for first in range(0, len(missing), CHUNK):
-            if seconds is not None and time.monotonic() - began > seconds:
-                break
-            chunk = [make(trace, first + place) for place, trace in enumerate(missing[first : first + CHUNK])]
-            list(pool.map(start, chunk))
-            # Last: with its spans a trace is whole.
-            client.log_spans(run.info.experiment_id, [span for made in chunk for span in made.spans])
-            sent += len(chunk)
-    return len(wanted) - len(missing) + sent
+        list(pool.map(start, traces))
+    # Last: with its spans a trace is whole.
+    client.log_spans(run.info.experiment_id, [span for made in traces for span in made.spans])
 
 
 def _whole(client: Any, run: Any) -> set[str]:
@@ -219,7 +220,7 @@ def _whole(client: Any, run: Any) -> set[str]:
             return found
 
 
-def _made(trace: ItemTrace, place: int, *, run: Any, began: int) -> Made:
+def _made(trace: ItemTrace, place: int, *, run: Any, start: int) -> Made:
     """The trace as MLflow's entities. The UI lists the newest first, so earlier places are newer."""
     from mlflow.entities import AssessmentSource, Feedback, TraceInfo, TraceLocation, TraceState
 
@@ -230,7 +231,7 @@ def _made(trace: ItemTrace, place: int, *, run: Any, began: int) -> Made:
         query = f"content_type=image%2Fpng&trace_id={trace.trace_id}&size={len(content)}"
         reference = f"mlflow-attachment://{name}?{query}"
     outputs = {"answer": trace.row.answer, "picture": reference}
-    when = began - place  # milliseconds; a trace lasts none of them, since prompts go in batches
+    when = start - place  # milliseconds; a trace lasts none of them, since prompts go in batches
     spans = _spans(trace, outputs, when * 1_000_000)
     sizes = sorted(len(str(span["attributes"])) for span in spans)
     asked, told = (json.dumps(value, ensure_ascii=False) for value in (trace.inputs, outputs))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gapeval_lab.tracking_traces import Made
 
 KNOWN = ("3.17",)  # MLflow's minor versions whose tables are known
-ROWS = 200  # traces per transaction: other processes wait for the database meanwhile
+ROWS = 100  # traces per transaction: other processes wait for the database meanwhile
 ASKED = 500  # ids per query
 
 
