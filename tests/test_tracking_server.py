@@ -3,25 +3,27 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow_server import Door, serve
 from test_run import bench as scripted
-from test_run import scripted_umm
-from test_tracking_traces import assert_traces
+from test_run import fact, scripted_umm
+from test_tracking_traces import assert_traces, traces_of
 
-from gapeval_lab import cli, tracking_log
-from gapeval_lab.bench import Bench
+from gapeval_lab import cli
+from gapeval_lab.bench import Bench, Stage
 from gapeval_lab.errors import UserError
-from gapeval_lab.recipe import content_hash
+from gapeval_lab.recipe import Controls
+from gapeval_lab.testing import ScriptedIntervention
 from gapeval_lab.tracked_run import Tracked, tracked_run
 from gapeval_lab.tracking_marker import Marker
 from gapeval_lab.tracking_patient import prepare
-from gapeval_lab.tracking_store import Store, Unreachable
+from gapeval_lab.tracking_store import Store, Unreachable, try_lock
 from gapeval_lab.tracking_sync import Synced, outcome_folders, sync
+from gapeval_lab.tracking_traces import COUNT
 
 
 @pytest.fixture(scope="module")
@@ -38,27 +40,24 @@ def door(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
     made.close()
 
 
-def store_at(door: Door, home: Path) -> Store:
-    return Store(home, door.uri)
-
-
-def parts(seed: int) -> Bench:
-    """A bench of eight items; other seeds are other experiments."""
+def parts(number: int) -> Bench:
+    """A bench of eight items; another fact is another experiment with the same baseline."""
     made = scripted(scripted_umm())
-    recipe = made.loaded.recipe.model_copy(update={"seed": seed})
-    resolved = recipe.model_dump(mode="json")
-    loaded = replace(made.loaded, recipe=recipe, resolved=resolved, hash=content_hash(resolved))
-    return replace(made, loaded=loaded)
+    recipe = made.loaded.recipe.model_copy(update={"controls": Controls(identity=False, placebo=False)})
+    stages = [Stage((fact(f"f{number}"),), ScriptedIntervention())]
+    return replace(made, loaded=replace(made.loaded, recipe=recipe), stages=stages)
 
 
-def go(store: Store, seed: int, said: list[str], at: dict[str, str] | None = None, door: Door | None = None):
-    """A tracked run; `at` says at which phase's progress the door changes."""
+def go(
+    store: Store, number: int, said: list[str], at: dict[str, Callable[[], None]] | None = None
+) -> Tracked:
+    """A tracked run; `at` says what happens at which phase's progress."""
 
     def progress(phase: str, done: int, total: int) -> None:
-        if door is not None and at and phase in at:
-            door.state = at[phase]
+        if at and phase in at:
+            at[phase]()
 
-    return tracked_run(parts(seed), store=store, on_progress=progress, say=said.append)
+    return tracked_run(parts(number), store=store, on_progress=progress, say=said.append)
 
 
 def runs_of(store: Store, done: Tracked) -> list:
@@ -72,7 +71,7 @@ def synced(store: Store, **how: bool) -> list[Synced]:
 
 
 def test_a_run_is_whole_at_a_server(door: Door, tmp_path: Path) -> None:
-    store, said = store_at(door, tmp_path), []
+    store, said = Store(tmp_path, door.uri), []
     prepare(store)
     done = go(store, 1, said)
     assert said == [] and done.run_id is not None
@@ -94,64 +93,62 @@ def test_a_run_is_whole_at_a_server(door: Door, tmp_path: Path) -> None:
     assert not (tmp_path / "mlruns" / "mlflow.db").exists()
     assert [one.what for one in synced(store)] == ["there"]
 
-
-@pytest.mark.parametrize(
-    ("seed", "state", "at"),
-    [
-        (2, "shut", None),  # before anything
-        (3, "open", {"before": "shut"}),
-        (4, "open", {"after": "stuck"}),
-        (5, "open", {"log to MLflow": "shut"}),
-    ],
-)
-def test_a_server_that_goes_away_loses_nothing(door, tmp_path, monkeypatch, seed, state, at) -> None:
-    monkeypatch.setattr("gapeval_lab.tracking_store.CONNECT_SECONDS", 0.5)
-    store, said = store_at(door, tmp_path), []
-    door.state = state
-    prepare(store)
-    threads = threading.active_count()
-    began = time.monotonic()
-    done = go(store, seed, said, at, door)
-    assert time.monotonic() - began < 20
-    (warning,) = said
-    assert "gapeval-lab sync" in warning and door.uri in warning
-    assert done.run_id is None and done.outcome.shift is not None
-    assert (done.place / "outcome.json").is_file() and (done.place / "pictures").is_dir()
-    assert "gapeval-system-metrics" not in {one.name for one in threading.enumerate()}
-    assert threading.active_count() <= threads + 4  # the door's own
-
-    door.state = "open"
-    (missing,) = synced(store, dry_run=True)
-    assert (missing.what, runs_of(store, done)) == ("missing", [])
-    (logged,) = synced(store)
-    assert (logged.what, len(runs_of(store, done))) == ("logged", 1)
-    run = store.client.get_run(logged.note)
-    assert run.info.status == "FINISHED"
-    assert_traces(store, run, done.outcome.after.rows, done.place)
-    opened = Marker.read(done.place)
-    assert opened.whole_in(store) == logged.note and opened.open_in(store) is None
-    ids = [number for _, number in store.experiments()]
-    with_key = store.client.search_runs(ids, f"tags.`gapeval.key` = '{parts(seed).key}'")
-    assert [one.info.run_id for one in with_key] == [logged.note]  # the one that was lost, taken up
+    # Traces that there was no time for are added.
+    lost = [trace.info.trace_id for trace in traces_of(store, run).values()][:3]
+    client.delete_traces(run.info.experiment_id, trace_ids=lost)
+    client.set_tag(done.run_id, COUNT, "5 of 8")
+    assert [one.what for one in synced(store, dry_run=True)] == ["missing"]
+    assert [one.what for one in synced(store)] == ["completed"]
+    assert_traces(store, client.get_run(done.run_id), done.outcome.after.rows, done.place)
     assert [one.what for one in synced(store)] == ["there"]
-    assert len(runs_of(store, done)) == 1
 
 
-def test_a_server_that_dies_between_two_calls_of_the_logging(door, tmp_path, monkeypatch) -> None:
-    """Numbers are there, pictures are not: what comes later is not written twice."""
+def test_a_server_that_goes_away_loses_nothing(door, tmp_path, monkeypatch) -> None:
+    """Before anything, in the middle, and between two calls of the logging; then one sync."""
+    monkeypatch.setattr("gapeval_lab.tracking_store.CONNECT_SECONDS", 0.5)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
-    store, said = store_at(door, tmp_path), []
-    prepare(store)
-    door.shuts_at = lambda data: b"logged-models" in data[:200]
-    done = go(store, 6, said)
-    assert done.run_id is None and len(said) == 1
-    door.shuts_at, door.state = None, "open"
-    assert [one.what for one in synced(store)] == ["logged"]
-    (run,) = runs_of(store, done)
+    store = Store(tmp_path, door.uri)
+
+    def gone(number: int, at: dict[str, Callable[[], None]]) -> Tracked:
+        said: list[str] = []
+        prepare(store)
+        began = time.monotonic()
+        done = go(store, number, said, at)
+        assert time.monotonic() - began < 30
+        (warning,) = said
+        assert "gapeval-lab sync" in warning and door.uri in warning
+        assert done.run_id is None and done.outcome.shift is not None
+        assert (done.place / "outcome.json").is_file() and (done.place / "pictures").is_dir()
+        assert "gapeval-system-metrics" not in {one.name for one in threading.enumerate()}
+        door.state, door.shuts_at = "open", None
+        return done
+
+    door.state = "shut"
+    cases = [gone(2, {})]
+    cases.append(gone(3, {"after": lambda: setattr(door, "state", "stuck")}))
+    # Numbers and tables are there, the model and the traces are not.
+    door.shuts_at = lambda data: b"/logged-models" in data[:200]
+    cases.append(gone(4, {}))
+
+    opened = [Marker.read(done.place).open_in(store) for done in cases]
+    assert opened[0] is None and None not in opened[1:]
+    assert [one.what for one in synced(store, dry_run=True)] == ["missing"] * 3
+    assert [runs_of(store, done) for done in cases] == [[], [], []]
+    assert [one.what for one in synced(store)] == ["logged"] * 3
+    ids = [number for _, number in store.experiments()]
+    for done, lost, number in zip(cases, opened, (2, 3, 4), strict=True):
+        (run,) = runs_of(store, done)
+        assert run.info.status == "FINISHED" and lost in (None, run.info.run_id)  # the lost one, taken up
+        with_key = store.client.search_runs(ids, f"tags.`gapeval.key` = '{parts(number).key}'")
+        assert [one.info.run_id for one in with_key] == [run.info.run_id]
+        assert_traces(store, run, done.outcome.after.rows, done.place)
+        marker = Marker.read(done.place)
+        assert marker.whole_in(store) == run.info.run_id and marker.open_in(store) is None
     for key in run.data.metrics:
         steps = [point.step for point in store.client.get_metric_history(run.info.run_id, key)]
         assert len(steps) == len(set(steps)), key
-    assert_traces(store, run, done.outcome.after.rows, done.place)
+    assert [one.what for one in synced(store)] == ["there"] * 3
+    assert [len(runs_of(store, done)) for done in cases] == [1, 1, 1]
 
 
 def test_the_local_store_comes_to_a_server_whole(door, tmp_path, monkeypatch, capsys) -> None:
@@ -160,7 +157,7 @@ def test_the_local_store_comes_to_a_server_whole(door, tmp_path, monkeypatch, ca
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     local = Store.open()
     prepare(local)
-    done = go(local, 7, [])
+    done = go(local, 5, [])
     assert done.run_id is not None
 
     def command(*arguments: str) -> list[str]:
@@ -175,9 +172,6 @@ def test_the_local_store_comes_to_a_server_whole(door, tmp_path, monkeypatch, ca
     monkeypatch.setenv("MLFLOW_TRACKING_URI", door.uri)
     assert command("--dry-run")[0] == f"missing    {name}  (the run)"
     store = Store.open()
-    store.check()
-    from gapeval_lab.tracking_store import try_lock
-
     held = try_lock(store.locks / f"sync-{name}.lock")
     assert held is not None
     assert command()[0].startswith(f"busy       {name}")
@@ -192,23 +186,8 @@ def test_the_local_store_comes_to_a_server_whole(door, tmp_path, monkeypatch, ca
     assert marker.whole_in(local) == done.run_id and marker.whole_in(store) == run.info.run_id
 
 
-def test_traces_that_were_not_written_are_added(door, tmp_path, monkeypatch) -> None:
-    store = store_at(door, tmp_path)
-    prepare(store)
-    with monkeypatch.context() as patch:
-        patch.setattr(tracking_log, "log_traces", lambda *_, **__: None)
-        done = go(store, 8, [])
-    assert [one.what for one in synced(store, dry_run=True)] == ["missing"]
-    assert [one.what for one in synced(store)] == ["completed"]
-    run = store.client.get_run(done.run_id)
-    assert_traces(store, run, done.outcome.after.rows, done.place)
-    base = store.client.get_run(run.data.tags["gapeval.baseline_run_id"])
-    assert_traces(store, base, done.outcome.before.rows, done.place)
-    assert [one.what for one in synced(store)] == ["there"]
-
-
 def test_a_run_that_fails_beside_a_dead_server_tells_its_own_error(door, tmp_path) -> None:
-    store, said = store_at(door, tmp_path), []
+    store, said = Store(tmp_path, door.uri), []
     prepare(store)
 
     def broken(phase: str, done: int, total: int) -> None:
@@ -216,7 +195,7 @@ def test_a_run_that_fails_beside_a_dead_server_tells_its_own_error(door, tmp_pat
         raise ZeroDivisionError("its own")
 
     with pytest.raises(ZeroDivisionError, match="its own"):
-        tracked_run(parts(9), store=store, on_progress=broken, say=said.append)
+        tracked_run(parts(6), store=store, on_progress=broken, say=said.append)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
