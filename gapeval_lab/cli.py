@@ -18,9 +18,9 @@ from gapeval_lab.cli_doctor import doctor
 from gapeval_lab.cli_export import export
 from gapeval_lab.cli_judge import judge_app, labels_app, score
 from gapeval_lab.cli_model import app as model_app
+from gapeval_lab.cli_plan import plan
 from gapeval_lab.cli_report import report
 from gapeval_lab.cli_reproduce import reproduce
-from gapeval_lab.cli_plan import plan
 from gapeval_lab.cli_respond import EngineOption, Processes, respond
 from gapeval_lab.cli_search import search
 from gapeval_lab.cli_sync import sync
