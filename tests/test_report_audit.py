@@ -182,6 +182,7 @@ def home(few, outcome, tmp_path, monkeypatch):
     folder = tmp_path / "outcomes" / "run-1"
     folder.mkdir(parents=True)
     outcome.save(folder)
+    monkeypatch.setattr("gapeval_lab.planning.SIZES", (0.3,))
     for name in ("audit", "plan"):
         monkeypatch.setattr(f"gapeval_lab.cli_{name}.home", lambda: tmp_path)
     return tmp_path
