@@ -6,6 +6,7 @@ from typing import Any
 
 from factories import CATEGORIES, estimate, gap_report, make_outcome, quality, shift_report, with_protocols
 
+from gapeval_lab.auditing import audited
 from gapeval_lab.gap.records import DirectionShift, OneSided, OneSidedShift
 from gapeval_lab.outcome import (
     Emergence,
@@ -91,6 +92,7 @@ def full_outcome(folder: Path, **settings: Any) -> Outcome:
             "merge_error": 0.00123,
         }
     )
+    changed = audited(changed)
     changed.save(folder)
     return changed
 

@@ -22,6 +22,7 @@ class Shown:
     step: int = 0
     scale: int = 1
     total: tuple[str, ...] = ()
+    less: str = ""
 
     @property
     def value(self) -> float:
@@ -65,6 +66,7 @@ class PageReader(HTMLParser):
                     step=int(found.get("data-step", 0)),
                     scale=int(found.get("data-scale", 1)),
                     total=tuple(found.get("data-total", "").split()),
+                    less=found.get("data-less", ""),
                 )
             )
 
@@ -106,8 +108,10 @@ def wrong_numbers(page: PageReader, file: Path, metrics: Mapping[str, Mapping[in
         if not (one.path or one.metric) or not re.fullmatch(r"[+−]?\d+(\.\d+)?(e[-+]\d+)?", one.text):
             found.append(f"{one}: no number, or from nowhere")
             continue
-        if one.path and abs(one.value - one.scale * stands_at(record, one.path, one.total)) > one.half:
-            found.append(f"{one}: {stands_at(record, one.path)} in outcome.json")
+        held = stands_at(record, one.path, one.total) if one.path else 0.0
+        held -= stands_at(record, one.less) if one.less else 0.0
+        if one.path and abs(one.value - one.scale * held) > one.half:
+            found.append(f"{one}: {held} in outcome.json")
         if one.metric:
             logged = metrics.get(one.metric, {}).get(one.step)
             if logged is None or abs(one.value - one.scale * logged) > one.half + one.scale * LOGGED:

@@ -42,11 +42,11 @@ KINDS: dict[str, Callable[[Path], Outcome]] = {
     "hostile": hostile_outcome,
 }
 SECTIONS = {
-    "edit": "gap accuracy cells edit untouched controls gallery course published record",
-    "full": "gap accuracy cells edit untouched controls gallery course protocols published record",
+    "edit": "gap accuracy cells edit untouched controls gallery course audit record",
+    "full": "gap accuracy cells edit untouched controls gallery course protocols smallest audit record",
     "baseline": "gap accuracy cells gallery record",
-    "one-sided": "gap accuracy edit untouched gallery course published record",
-    "hostile": "gap accuracy cells edit gallery course published record",
+    "one-sided": "gap accuracy edit untouched gallery course audit record",
+    "hostile": "gap accuracy cells edit gallery course audit record",
 }
 
 

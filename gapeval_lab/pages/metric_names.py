@@ -1,5 +1,6 @@
 """Which MLflow metric holds a number of an Outcome. The names are those of `tracking_scalars`."""
 
+from gapeval_lab.gap.audit import CONVERGED
 from gapeval_lab.outcome import Outcome
 
 Keys = tuple[str | int, ...]
@@ -56,6 +57,10 @@ def metric_name(keys: Keys, outcome: Outcome) -> tuple[str, int | None] | None:
             name = "memory/peak_gib"
         case ("merge_error",):
             name = "merge_error"
+        case ("audit", "variants", int(number), "shift") if outcome.audit:
+            name = "audit/converged" if outcome.audit.variants[number].name == CONVERGED else None
+        case ("detectable", ("gap" | "understanding" | "generation") as what):
+            name = "detectable/gap_score" if what == "gap" else f"detectable/{what}"
     return None if name is None else (name, None)
 
 

@@ -69,6 +69,13 @@ class Numbers:
         counts = [self.at(*keys, name) for name in of]
         return NONE if None in counts else Number(str(sum(counts)), pointer(keys), run=self.run, total=of)
 
+    def difference(self, to: Keys, since: Keys) -> Words:
+        """How far one number is from another; "n/a" where one is missing."""
+        ends = self.at(*to), self.at(*since)
+        if None in ends:
+            return NONE
+        return Number(signed(ends[0] - ends[1]), pointer(to), run=self.run, less=pointer(since))
+
     def moved(self, *keys: str | int) -> Words:
         """A direction's shift with the items gained and lost; a star where Holm's p is under 0.05."""
         if self.at(*keys) is None:

@@ -65,7 +65,7 @@ def _interval(interval: Interval) -> Markup:
 def _number(number: Number) -> Markup:
     from markupsafe import Markup, escape
 
-    origin = {"run": number.run, "path": number.path, "metric": number.metric}
+    origin = {"run": number.run, "path": number.path, "metric": number.metric, "less": number.less}
     if number.metric and number.step:
         origin["step"] = str(number.step)
     if number.path and number.scale != 1:

@@ -20,6 +20,7 @@ class Number:
         scale: the shown number is so many times the one that it comes from: 100 for a percentage.
         run: the run's id, where a page tells of several.
         total: the number is the sum of these fields of what stands at `path`.
+        less: what stands there, as a JSON pointer, is taken away.
     """
 
     text: str
@@ -29,6 +30,7 @@ class Number:
     scale: int = 1
     run: str = ""
     total: tuple[str, ...] = ()
+    less: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class Page:
 
     Attributes:
         title: of the browser's tab; heading: what the page says first.
-        about: lines under the heading.
+        about: lines under the heading; warning: what has to be known before believing it.
         styles, scripts: files in `static/` beside those that every page has.
         foot: the last line.
     """
@@ -164,6 +166,7 @@ class Page:
     heading: Words
     about: Sequence[Words]
     sections: Sequence[Section]
+    warning: Note | None = None
     kicker: str = ""
     styles: Sequence[str] = ()
     scripts: Sequence[str] = ()

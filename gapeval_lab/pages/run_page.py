@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gapeval_lab.files import write_text
 from gapeval_lab.outcome import Outcome
-from gapeval_lab.pages import run_course, run_edit, run_gap, run_record
+from gapeval_lab.pages import run_audit, run_course, run_edit, run_gap, run_record
 from gapeval_lab.pages.gallery import gallery
 from gapeval_lab.pages.numbers import Numbers, joined, marked
 from gapeval_lab.pages.page import render
@@ -33,7 +33,8 @@ SECTIONS: tuple[Maker, ...] = (
     gallery,
     _of(run_course.course),
     _of(run_edit.protocols),
-    _of(run_gap.published),
+    _of(run_audit.smallest),
+    _of(run_audit.audit),
     _of(run_record.record),
 )
 """Sections in their order; one that has nothing to say gives None."""
@@ -54,6 +55,7 @@ def run_page(outcome: Outcome, folder: Path) -> str:
         heading=answer(numbers),
         about=[what(numbers)],
         sections=made,
+        warning=run_audit.warning(numbers),
         styles=("gallery.css",),
         scripts=("gallery.js",),
         foot=f"Run {outcome.run_id}, started {outcome.started}. Each number's place in outcome.json, and its "
