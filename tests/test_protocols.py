@@ -18,6 +18,7 @@ from gapeval_lab.protocol_settings import ProtocolNode
 from gapeval_lab.protocols import ByProtocol, ask_by
 from gapeval_lab.recipe import load
 from gapeval_lab.report import draw_outcome
+from gapeval_lab.report_protocols import item_protocol_data
 from gapeval_lab.testing import ScriptedJudge, ScriptedUMM
 from gapeval_lab.tracking_scalars import scalars
 from gapeval_lab.tracking_tables import tables
@@ -266,6 +267,9 @@ def test_a_run_has_them_beside_the_direct_way(tmp_path: Path) -> None:
     text = rendered(outcome)
     assert "Asked in other ways" in text and "told_first" in text and "twice, pass@2" in text
     assert "own_eyes, agrees with the judge" in text
+    alone = [part.model_copy(update={"after": None, "shift": {}}) for part in outcome.protocols]
+    told = item_protocol_data(outcome.model_copy(update={"protocols": alone}))[0]
+    assert told.cells[-1] == "n/a", "a baseline shifts nothing"
 
 
 def judge_blue(item: Item, response: Response) -> bool:
