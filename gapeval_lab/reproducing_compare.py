@@ -300,6 +300,8 @@ def _record(then: Outcome, now: Outcome) -> Iterator[Group]:
     old, new = then.model_dump(mode="json"), now.model_dump(mode="json")
     lean = then.kind == "trial"
     for section in (name for name in old if name not in _NOT_RESULTS):
+        if old[section] is None and new[section] is None:
+            continue
         was, is_now = dict(_leaves(old[section])), dict(_leaves(new[section]))
         was = {path: value for path, value in was.items() if not path.startswith("rows/")}
         is_now = {path: value for path, value in is_now.items() if not path.startswith("rows/")}
