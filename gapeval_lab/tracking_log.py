@@ -28,6 +28,7 @@ from gapeval_lab.tracking_figure import (
     retention_data,
 )
 from gapeval_lab.tracking_store import Store
+from gapeval_lab.tracking_system import PREFIX
 from gapeval_lab.tracking_tables import Pair, Table, pairs, tables
 from gapeval_lab.tracking_traces import COUNT, changed, has_traces, log_traces, traces_link
 
@@ -121,7 +122,6 @@ def _stage_artifacts(outcome: Outcome, found: Sequence[Pair], *, folder: Path, s
         chosen = tracking_pictures.selected(outcome, found)
         if chosen:
             made.insert(0, tracking_pictures.picture_table(chosen, folder, stage))
-        tracking_pictures.contact_sheets(found, folder, stage / "pictures")
         tracking_pictures.archive(outcome, folder, stage / "pictures" / "pictures.zip")
         shift, kept = gap_shift_data(outcome), retention_data(outcome)
         figures: dict[str, Any] = {}
@@ -174,7 +174,10 @@ def _log_metrics(
 
     run_id = run.info.run_id
     present = {
-        (key, point.step) for key in run.data.metrics for point in client.get_metric_history(run_id, key)
+        (key, point.step)
+        for key in run.data.metrics
+        if not key.startswith(PREFIX)
+        for point in client.get_metric_history(run_id, key)
     }
     now = int(time.time() * 1000)
     tied = (

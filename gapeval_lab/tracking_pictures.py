@@ -1,4 +1,4 @@
-"""The pictures of an Outcome, laid out for people: before|after pairs, contact sheets, one archive.
+"""The pictures of an Outcome, laid out for people: before|after pairs, one archive.
 
 Knows PIL and the folder that an outcome lies in; refuses to know where its files go.
 """
@@ -20,8 +20,6 @@ CANVAS = 516  # square, since MLflow's grid shows the top half of a square
 SIDE = 236  # of one picture of a pair; with its caption it stays in the top half
 TABLE_ROWS = 32
 PROBES = 6
-THUMBNAIL = 64
-SHEET_COLUMNS = 8
 GREEN, RED, GREY = (15, 138, 95), (179, 32, 44), (138, 143, 152)
 INK, PAPER = (34, 34, 34), (255, 255, 255)
 
@@ -127,34 +125,6 @@ def picture_table(chosen: Sequence[Pair], folder: Path, stage: Path) -> Table:
         image = {"type": "image", "filepath": path, "compressed_filepath": path}
         rows.append([f"{pair.before.id}: {pair.before.draw_prompt}", image])
     return Table("1_pictures", ("probe", "before | after" if chosen and chosen[0].after else "before"), rows)
-
-
-def contact_sheets(pairs: Sequence[Pair], folder: Path, place: Path) -> None:
-    """One PNG per category with every pair as thumbnails; the frame says right, wrong or not scored."""
-    by_category: dict[str, list[Pair]] = defaultdict(list)
-    for pair in drawn(pairs):
-        by_category[pair.before.category].append(pair)
-    place.mkdir(parents=True, exist_ok=True)
-    font = ImageFont.load_default(10)
-    for category, members in by_category.items():
-        wide = 2 if any(pair.after for pair in members) else 1
-        cell_width, cell_height = wide * (THUMBNAIL + 6) + 8, THUMBNAIL + 24
-        columns = min(SHEET_COLUMNS, len(members))
-        lines = -(-len(members) // columns)
-        sheet = Image.new("RGB", (columns * cell_width + 8, lines * cell_height + 8), PAPER)
-        brush = ImageDraw.Draw(sheet)
-        for number, pair in enumerate(members):
-            left, top = 8 + number % columns * cell_width, 8 + number // columns * cell_height
-            for step, row in enumerate([pair.before, *([pair.after] if pair.after else [])]):
-                if row.picture:
-                    x = left + step * (THUMBNAIL + 6)
-                    brush.rectangle(
-                        (x - 2, top - 2, x + THUMBNAIL + 1, top + THUMBNAIL + 1), _shade(row.generation)
-                    )
-                    sheet.paste(fit_file(folder / row.picture, THUMBNAIL), (x, top))
-            brush.text((left, top + THUMBNAIL + 3), pair.before.id[-cell_width // 6 :], INK, font)
-        safe = "".join(letter if letter.isalnum() else "_" for letter in category)
-        sheet.save(place / f"{safe}.png", compress_level=1)
 
 
 def archive(outcome: Outcome, folder: Path, file: Path) -> int:

@@ -8,6 +8,7 @@ Knows MLflow's entities of traces and the client's way to send them; how they ar
 database stands in `tracking_traces_sql`. A failure here never fails a run.
 """
 
+import base64
 import datetime
 import functools
 import hashlib
@@ -25,6 +26,7 @@ from uuid import UUID
 from gapeval_lab.outcome import ItemRow, Outcome
 from gapeval_lab.tracking_store import Store, user_name
 from gapeval_lab.tracking_tables import Pair, cell
+from gapeval_lab.tracking_traces_sql import SOURCE, bulk_store, insert, present
 
 COUNT = "gapeval.traces"
 """The run's tag: '480 of 480', traces that are there of those there should be."""
@@ -71,10 +73,18 @@ class ItemTrace:
 
 @dataclass(frozen=True)
 class Made:
-    """A trace as MLflow takes it: its info with assessments, its spans, its attachments by their ids."""
+    """A trace as MLflow takes it.
+
+    Attributes:
+        info: MLflow's entity, still without assessments.
+        spans: in MLflow's dictionary form.
+        verdicts: id of an assessment -> name, value, reason.
+        attachments: id -> content.
+    """
 
     info: Any
-    spans: list[Any]
+    spans: list[dict[str, Any]]
+    verdicts: dict[str, tuple[str, bool | str, str]]
     attachments: dict[str, bytes]
 
 
@@ -162,8 +172,6 @@ def _write(
     store: Store, run: Any, outcome: Outcome, wanted: Sequence[ItemTrace], *, first: int, patient: bool
 ) -> int:
     """Write what is missing, the first of them in any case; returns how many are there."""
-    from gapeval_lab.tracking_traces_sql import bulk_store, insert, present
-
     make = functools.partial(_made, run=run, start=_milliseconds(outcome.started))
     quick = None if store.served else bulk_store(store.client)
     if quick is not None:
@@ -186,12 +194,14 @@ def _write(
 
 def _send(store: Store, run: Any, traces: Sequence[Made]) -> None:
     """Send traces through MLflow's client."""
+    from mlflow.entities import Span
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
     from mlflow.tracing.client import TracingClient
 
     client = TracingClient(store.uri)
 
     def start(made: Made) -> None:
+        made.info.assessments = [feedback(made.info, *one) for one in made.verdicts.items()]
         place = client.start_trace(made.info).tags["mlflow.artifactLocation"]
         for name, content in made.attachments.items():
             get_artifact_repository(place, tracking_uri=store.uri).upload_attachment(name, content)
@@ -199,7 +209,7 @@ def _send(store: Store, run: Any, traces: Sequence[Made]) -> None:
     with ThreadPoolExecutor(THREADS, thread_name_prefix="gapeval-traces") as pool:
         list(pool.map(start, traces))
     # Last: with its spans a trace is whole.
-    client.log_spans(run.info.experiment_id, [span for made in traces for span in made.spans])
+    client.log_spans(run.info.experiment_id, [Span.from_dict(span) for made in traces for span in made.spans])
 
 
 def _whole(client: Any, run: Any) -> set[str]:
@@ -222,7 +232,7 @@ def _whole(client: Any, run: Any) -> set[str]:
 
 def _made(trace: ItemTrace, place: int, *, run: Any, start: int) -> Made:
     """The trace as MLflow's entities. The UI lists the newest first, so earlier places are newer."""
-    from mlflow.entities import AssessmentSource, Feedback, TraceInfo, TraceLocation, TraceState
+    from mlflow.entities import TraceInfo, TraceLocation, TraceState
 
     content = _attachment(trace.picture)
     name, reference = "", None
@@ -260,20 +270,26 @@ def _made(trace: ItemTrace, place: int, *, run: Any, start: int) -> Made:
         tags={"mlflow.traceName": "item"},
         assessments=[],
     )
-    for verdict, (value, reason) in trace.verdicts.items():
-        feedback = Feedback(
-            name=verdict,
-            value=value,
-            rationale=reason or None,
-            source=AssessmentSource(source_type="CODE", source_id="gapeval_lab"),
-            trace_id=trace.trace_id,
-            create_time_ms=when,
-            last_update_time_ms=when,
-        )
-        feedback.assessment_id = f"a-{_digest(trace.trace_id, verdict)}"  # repeated, it is the same one
-        info.assessments.append(feedback)
-    attachments = {} if content is None else {name: content}
-    return Made(info, [_span(span) for span in spans], attachments)
+    verdicts = {f"a-{_digest(trace.trace_id, one)}": (one, *said) for one, said in trace.verdicts.items()}
+    return Made(info, spans, verdicts, {} if content is None else {name: content})
+
+
+def feedback(info: Any, assessment_id: str, verdict: tuple[str, bool | str, str]) -> Any:
+    """A verdict as MLflow's entity; repeated, it has the same id and is the same one."""
+    from mlflow.entities import AssessmentSource, Feedback
+
+    name, value, reason = verdict
+    made = Feedback(
+        name=name,
+        value=value,
+        rationale=reason or None,
+        source=AssessmentSource(source_type="CODE", source_id=SOURCE),
+        trace_id=info.trace_id,
+        create_time_ms=info.request_time,
+        last_update_time_ms=info.request_time,
+    )
+    made.assessment_id = assessment_id
+    return made
 
 
 def _spans(trace: ItemTrace, outputs: Mapping[str, Any], when: int) -> list[dict[str, Any]]:
@@ -284,15 +300,16 @@ def _spans(trace: ItemTrace, outputs: Mapping[str, Any], when: int) -> list[dict
         parts.append(("understanding", {"question": row.question}, {"answer": row.answer}))
     if row.draw_prompt:
         parts.append(("generation", {"draw": row.draw_prompt}, {"picture": outputs["picture"]}))
-    root = _digest(trace.trace_id, "item")[:16]
+    root = _span_id(trace.trace_id, "item")
     return [
         {
-            "trace_id": trace.trace_id,
-            "span_id": _digest(trace.trace_id, name)[:16],
+            "trace_id": base64.b64encode(bytes.fromhex(trace.trace_id.removeprefix("tr-"))).decode(),
+            "span_id": _span_id(trace.trace_id, name),
             "parent_span_id": None if name == "item" else root,
             "name": name,
             "start_time_unix_nano": when,
             "end_time_unix_nano": when,
+            "events": [],
             "status": {"code": "STATUS_CODE_OK", "message": ""},
             "attributes": {
                 "mlflow.traceRequestId": json.dumps(trace.trace_id),
@@ -300,15 +317,14 @@ def _spans(trace: ItemTrace, outputs: Mapping[str, Any], when: int) -> list[dict
                 "mlflow.spanInputs": json.dumps(asked, ensure_ascii=False),
                 "mlflow.spanOutputs": json.dumps(told, ensure_ascii=False),
             },
+            "links": [],
         }
         for name, asked, told in parts
     ]
 
 
-def _span(span: dict[str, Any]) -> Any:
-    from mlflow.entities import Span
-
-    return Span.from_dict(span)
+def _span_id(trace_id: str, name: str) -> str:
+    return base64.b64encode(bytes.fromhex(_digest(trace_id, name)[:16])).decode()
 
 
 def _attachment(file: Path | None) -> bytes | None:

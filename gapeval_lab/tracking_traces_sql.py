@@ -5,6 +5,8 @@ turning of entities into rows; where those are not as they were when this was wr
 so, and traces go MLflow's way.
 """
 
+import base64
+import functools
 import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 KNOWN = ("3.17",)  # MLflow's minor versions whose tables are known
 ROWS = 100  # traces per transaction: other processes wait for the database meanwhile
 ASKED = 500  # ids per query
+SOURCE = "gapeval_lab"
+"""Who says what an assessment says."""
 
 
 def bulk_store(client: Any) -> Any | None:
@@ -113,23 +117,41 @@ def _rows(made: "Made", place: str) -> Iterator[tuple[Any, dict[str, Any]]]:
     for key, value in (info.trace_metadata | {"mlflow.trace.infoFinalized": "true"}).items():
         yield SqlTraceMetadata, {"request_id": trace_id, "key": key, "value": value}
     for span in made.spans:
+        parent = span["parent_span_id"]
         yield (
             SqlSpan,
             {
                 "trace_id": trace_id,
                 "experiment_id": experiment,
-                "span_id": span.span_id,
-                "parent_span_id": span.parent_id,
-                "name": span.name,
-                "type": span.span_type,
-                "status": span.status.status_code.value,
-                "start_time_unix_nano": span.start_time_ns,
-                "end_time_unix_nano": span.end_time_ns,
-                "content": json.dumps(span.to_dict(), ensure_ascii=False),
+                "span_id": base64.b64decode(span["span_id"]).hex(),
+                "parent_span_id": None if parent is None else base64.b64decode(parent).hex(),
+                "name": span["name"],
+                "type": "UNKNOWN",
+                "status": "OK",
+                "start_time_unix_nano": span["start_time_unix_nano"],
+                "end_time_unix_nano": span["end_time_unix_nano"],
+                "content": json.dumps(span, ensure_ascii=False),
             },
         )
-    columns = SqlAssessments.__table__.columns.keys()
-    for assessment in info.assessments:
-        row = SqlAssessments.from_mlflow_entity(assessment)
-        values = {name: getattr(row, name) for name in columns}
-        yield SqlAssessments, values | {"experiment_id": experiment, "trace_timestamp_ms": info.request_time}
+    for assessment_id, verdict in made.verdicts.items():
+        own = {
+            "assessment_id": assessment_id,
+            "trace_id": trace_id,
+            "rationale": verdict[2] or None,
+            "experiment_id": experiment,
+            "created_timestamp": info.request_time,
+            "last_updated_timestamp": info.request_time,
+            "trace_timestamp_ms": info.request_time,
+        }
+        yield SqlAssessments, _assessment(verdict[:2]) | own
+
+
+@functools.cache
+def _assessment(verdict: tuple[str, bool | str]) -> dict[str, Any]:
+    """The row of an assessment as MLflow makes it: a handful of names and values in thousands of rows."""
+    from mlflow.entities import AssessmentSource, Feedback
+    from mlflow.store.tracking.dbmodels.models import SqlAssessments
+
+    source = AssessmentSource(source_type="CODE", source_id=SOURCE)
+    row = SqlAssessments.from_mlflow_entity(Feedback(name=verdict[0], value=verdict[1], source=source))
+    return {column.key: getattr(row, column.key) for column in SqlAssessments.__table__.columns}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from factories import CATEGORIES, make_outcome, without_after
 from page_outcomes import full_outcome
 from page_reader import PageReader, wrong_numbers
 
-from gapeval_lab import tracking_log
+from gapeval_lab import tracking_log, tracking_system
 from gapeval_lab.errors import UserError
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.pages.run_page import write_report
@@ -22,6 +23,7 @@ from gapeval_lab.tracking import Stopped, baseline, baseline_fingerprint, experi
 from gapeval_lab.tracking_log import set_tags
 from gapeval_lab.tracking_scores import log_score
 from gapeval_lab.tracking_store import Store
+from gapeval_lab.tracking_system import node_id, system_metrics
 
 EXPERIMENT = experiment_name("tinyworld-janus")
 
@@ -149,7 +151,7 @@ def test_a_named_run_is_resumed_or_refused(store):
 KILLED = """
     import os, signal, sys
     from pathlib import Path
-    from gapeval_lab import tracking_log
+    from gapeval_lab import tracking_log, tracking_system
     from gapeval_lab.outcome import Outcome
     from gapeval_lab.tracking import Store, track
 
@@ -457,3 +459,44 @@ def test_every_number_of_the_report_is_the_one_in_the_record_and_in_mlflow(store
         assert problems and all("/shift/gap/value" in one and "0.5 in MLflow" in one for one in problems)
     artifact = store.client.download_artifacts(live.run_id, "report.html", str(tmp_path / "from MLflow"))
     assert "Identity: a change of zero moved nothing at all" in Path(artifact).read_text(encoding="utf-8")
+
+
+def watchers() -> set[str]:
+    return {one.name for one in threading.enumerate()} & {"SystemMetricsMonitor", "gapeval-system-metrics"}
+
+
+def watched(store: Store, run_id: str) -> list[int]:
+    """The steps of the processor's metric, after waiting for more of them."""
+    key = f"system/{node_id()}/cpu_utilization_percentage"
+    return [point.step for point in store.client.get_metric_history(run_id, key)]
+
+
+def test_the_machine_is_watched_and_a_continued_run_goes_on_at_its_last_step(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+
+    def once(wanted: int) -> str:
+        with track(store, "n", experiment=EXPERIMENT, key="watched") as live:
+            with pytest.raises(ZeroDivisionError), system_metrics(store, live.run_id, after=0):
+                deadline = time.monotonic() + 60
+                while len(watched(store, live.run_id)) < wanted and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                raise ZeroDivisionError
+            assert watchers() == set()  # also where the block fails
+            raise KeyboardInterrupt
+
+    for wanted in (1, 4):
+        with pytest.raises(KeyboardInterrupt):
+            once(wanted)
+    (run,) = store.client.search_runs([store.experiment(EXPERIMENT)], "tags.`gapeval.key` = 'watched'")
+    steps = watched(store, run.info.run_id)
+    assert len(steps) >= 4 and steps == sorted(set(steps)) and steps[0] == 0
+    assert f"system/{node_id()}/system_memory_usage_percentage" in run.data.metrics
+
+
+@pytest.mark.parametrize(("value", "delay"), [(None, 60.0), ("true", 0.0), ("false", None)])
+def test_a_short_run_is_not_watched_unless_it_is_asked_for(monkeypatch, value, delay):
+    if value is None:
+        monkeypatch.delenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", raising=False)
+    else:
+        monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", value)
+    assert tracking_system._delay() == delay

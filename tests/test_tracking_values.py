@@ -222,9 +222,7 @@ def test_a_picture_that_is_missing_is_not_shown(outcome, folder):
     assert tracking_pictures.pair_canvas(pairs[0], folder).size == (516, 516)
 
 
-def test_sheets_and_archive_hold_every_picture(outcome, folder, tmp_path):
-    tracking_pictures.contact_sheets(tracking_tables.pairs(outcome), folder, tmp_path)
-    assert {file.stem for file in tmp_path.iterdir()} == set(CATEGORIES)
+def test_the_archive_holds_every_picture(outcome, folder, tmp_path):
     count = tracking_pictures.archive(outcome, folder, tmp_path / "pictures.zip")
     with zipfile.ZipFile(tmp_path / "pictures.zip") as stream:
         names = stream.namelist()
