@@ -1,11 +1,18 @@
-"""What all tests share: one torch thread per process, and the longest files first.
+"""What all tests share: one torch thread per process, the longest files first, and one empty database.
 
 Two test processes run side by side and take file after file; a long one that comes last keeps one waiting.
 """
 
+import gc
 import os
+import shutil
+import sqlite3
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
+
+from gapeval_lab import tracking_store
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -16,3 +23,43 @@ LONGEST = ("test_end_to_end", "test_search", "test_trials", "test_gap_official",
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort by file, and keep the order in each."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Imports make no garbage, and looking for it among all that they made takes seconds, now and later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_empty_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """MLflow takes a second to make a database, so a process makes one, and a new store gets its copy.
+
+    test_tracking_store looks at the making itself, in processes of its own.
+    """
+    made = tmp_path_factory.mktemp("database") / "empty.db"
+    prepare = tracking_store._prepare_database
+
+    def copied(database: Path, artifacts: Path) -> None:
+        if database.exists() and database.stat().st_size:
+            prepare(database, artifacts)
+            return
+        if not made.exists():
+            prepare(made, artifacts)
+        unfinished = database.with_name(database.name + ".unfinished")
+        shutil.copyfile(made, unfinished)
+        with sqlite3.connect(
+            unfinished
+        ) as connection:  # where the experiment that all stores have keeps files
+            connection.execute("update experiments set artifact_location = ?", (f"{artifacts.as_uri()}/0",))
+        connection.close()
+        os.replace(unfinished, database)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking_store, "_prepare_database", copied)
+        yield
