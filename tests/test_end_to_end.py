@@ -3,9 +3,6 @@
 import contextlib
 import io
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clean_processes import RUN, clean, command_line
 from engines import NEEDS_EASYEDIT
 from page_reader import PageReader, wrong_numbers
 
 from gapeval_lab import cli
 
-EDIT = ("--recipe", "rome_world_knowledge", "--limit", "16", "evaluation.official=false")
+FACTS = 4
+EDIT = (
+    *("--recipe", "rome_world_knowledge", "--limit", "16", "evaluation.official=false"),
+    f"facts.count={FACTS}",
+)
 INJECT = (
     *("--recipe", "lora_world_knowledge_both", "--limit", "8", "evaluation.official=false"),
     *("controls.placebo=false", "facts.count=2", "intervention.steps=12", "intervention.batch=4"),
@@ -26,21 +28,14 @@ INJECT = (
 )
 
 
-def command(home: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
-    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-    return [sys.executable, "-m", "gapeval_lab.cli", "edit", *arguments], environment | {
-        "GAPEVAL_LAB_HOME": str(home)
-    }
-
-
 def finish(home: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
     """Run to the end in this process, which has the library imported; what it printed and its Outcome."""
-    words, environment = command(home, "--json", str(home / "outcome.json"), *arguments)
+    words = ["gapeval-lab", "edit", "--json", str(home / "outcome.json"), *arguments]
     home.mkdir(exist_ok=True)
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(sys, "argv", words[2:])
-        patch.setenv("GAPEVAL_LAB_HOME", environment["GAPEVAL_LAB_HOME"])
+        patch.setattr(sys, "argv", words)
+        patch.setenv("GAPEVAL_LAB_HOME", str(home))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         with pytest.raises(SystemExit) as ended:
             cli.main()
@@ -113,7 +108,7 @@ def test_killed_again_and_again_it_continues_to_the_same_numbers(
     """kill -9 after two shares of the whole's responses, the same command each time, then to its end."""
     _, _, outcome = whole
     for moment in (0.35, 0.8):
-        wanted = moment * (4 * 2 * 16 + 2 * 2 * 8 * 11)
+        wanted = moment * (4 * 2 * 16 + 2 * 2 * FACTS * 11)
         kill_when(lambda wanted=wanted: _responses(tmp_path) >= wanted, tmp_path, *EDIT)
     _, resumed = finish(tmp_path, *EDIT)
     assert numbers(resumed) == numbers(outcome)
@@ -158,14 +153,14 @@ def test_an_edit_with_easyedits_own_code(tmp_path: Path) -> None:
 
 def kill_when(reached: Callable[[], bool], home: Path, *arguments: str) -> None:
     """Start a run, and end it with -9 as soon as something is so."""
-    words, environment = command(home, *arguments)
-    running = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = clean(RUN).Process(target=command_line, args=(home, "edit", *arguments))
+    running.start()
     deadline = time.monotonic() + 240
-    while not reached() and running.poll() is None and time.monotonic() < deadline:
+    while not reached() and running.is_alive() and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert running.poll() is None, "it should have been killed before its end"
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    assert running.is_alive(), "it should have been killed before its end"
+    running.kill()
+    running.join()
 
 
 def finished_kinds(home: Path) -> list[str]:

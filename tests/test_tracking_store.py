@@ -1,13 +1,14 @@
 """Places, the first creation of the database, and clean words where nothing can be stored."""
 
 import fcntl
-import multiprocessing
 import os
 import socket
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
+from clean_processes import STORE, clean, write_to
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.home import project_root
@@ -59,8 +60,9 @@ def test_the_users_uri_is_taken_and_never_overwritten(tmp_path, monkeypatch):
     )
 
 
-def _start(root: Path, gate: Path, results: "multiprocessing.Queue[str]") -> None:
+def _start(root: Path, gate: Path, said: Path, results: Any) -> None:
     """One process that starts with the others: waits at the gate, then does what the command line does."""
+    write_to(said)
     try:
         with gate.open("a") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH)
@@ -75,13 +77,13 @@ def _start(root: Path, gate: Path, results: "multiprocessing.Queue[str]") -> Non
 
 
 def test_four_processes_start_at_once_on_a_missing_database(tmp_path, capfd):
-    """Fresh processes: a fork of a process with threads can hang before it does anything."""
-    context = multiprocessing.get_context("spawn")
+    context, said = clean(STORE), tmp_path / "said"
     results = context.Queue()
     with (tmp_path / "gate").open("a") as gate:
         fcntl.flock(gate, fcntl.LOCK_EX)
         children = [
-            context.Process(target=_start, args=(tmp_path, tmp_path / "gate", results)) for _ in range(4)
+            context.Process(target=_start, args=(tmp_path, tmp_path / "gate", said, results))
+            for _ in range(4)
         ]
         for child in children:
             child.start()
@@ -95,9 +97,9 @@ def test_four_processes_start_at_once_on_a_missing_database(tmp_path, capfd):
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert (store.folder / ".gitignore").read_text() == "*\n"
     assert list(store.locks.glob("probe-*")) == []
-    said = capfd.readouterr()
-    assert "INFO" not in said.out + said.err
-    assert "alembic" not in said.out + said.err
+    words = said.read_text() + "".join(capfd.readouterr())
+    assert "INFO" not in words
+    assert "alembic" not in words
 
     # A database that a kill left half made, under its other name, is in nobody's way.
     assert not store.database.with_name("mlflow.db.unfinished").exists()
