@@ -26,6 +26,7 @@ AdamW) in less than half the time, and needs no gradient mode of the caller.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,9 +137,10 @@ def fit(table: Floats, *, settings: FitSettings = PUBLISHED) -> Floats:
         FitError: the fit gave no finite number.
     """
     counts, rates = start(table, settings)
-    with _single_threaded(), torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
+    # Each new tensor says that it is on the CPU: a default device, even that one, doubles the cost of a call.
+    with _single_threaded(), torch.no_grad(), torch.autocast("cpu", enabled=False):
         try:
-            theta = _lowest_theta(torch.tensor(counts, dtype=torch.float32), torch.tensor(rates), settings)
+            theta = _lowest_theta(_float32(counts), _float32(rates), settings)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise FitError(f"Sigma became singular ({error})") from error
     return gaps_of(theta.double().numpy(), table, settings)
@@ -154,16 +156,16 @@ def _lowest_theta(counts: Tensor, rates: Tensor, settings: FitSettings) -> Tenso
     n11, n10, n01, n00 = counts.unbind(1)
     right_u, wrong_u, right_g, wrong_g = n11 + n10, n01 + n00, n11 + n01, n10 + n00
     theta = torch.log(rates / (1 - rates))
-    beta = torch.zeros(2, dtype=torch.float32)
+    beta = torch.zeros(2, dtype=torch.float32, device="cpu")
     mu = theta.mean(0)
-    raw = torch.tensor(_L_START, dtype=torch.float32)
+    raw = _float32(_L_START)
     d_raw, lower = torch.zeros_like(raw), torch.zeros_like(raw)  # lower is L
     optimiser = _AdamW((theta, beta, mu, raw), settings)
 
     # Constants as tensors and views taken once: the same kernels and bits, at half the cost of a call
     # with a number or of an index.
     one, eps, half, floor, anchor, anchor2 = (
-        torch.tensor(x, dtype=torch.float32)
+        _float32(x)
         for x in (1.0, settings.log_eps, 0.5, settings.diagonal, settings.anchor, 2 * settings.anchor)
     )
     theta_u, theta_g, beta_u, beta_g = theta[:, 0], theta[:, 1], beta[0], beta[1]
@@ -221,6 +223,11 @@ def _lowest_theta(counts: Tensor, rates: Tensor, settings: FitSettings) -> Tenso
     return best
 
 
+def _float32(values: Any) -> Tensor:
+    """A tensor on the CPU, whatever device the caller made the default."""
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
+
+
 class _AdamW:
     """torch.optim.AdamW's unfused update of plain tensors, without its bookkeeping.
 
@@ -231,15 +238,15 @@ class _AdamW:
     def __init__(self, parameters: Sequence[Tensor], settings: FitSettings) -> None:
         self._settings = settings
         self._state = [(p, torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
-        self._keep = torch.tensor(1 - settings.rate * settings.decay, dtype=torch.float32)
-        self._beta2 = torch.tensor(settings.beta2, dtype=torch.float32)
-        self._eps = torch.tensor(settings.adam_eps, dtype=torch.float32)
+        self._keep = _float32(1 - settings.rate * settings.decay)
+        self._beta2 = _float32(settings.beta2)
+        self._eps = _float32(settings.adam_eps)
 
     def step(self, number: int, gradients: Sequence[Tensor]) -> None:
         """Update in place; `number` counts from 1."""
         s = self._settings
         rate = s.rate / (1 - s.beta1**number)
-        root_correction = torch.tensor((1 - s.beta2**number) ** 0.5, dtype=torch.float32)
+        root_correction = _float32((1 - s.beta2**number) ** 0.5)
         for (parameter, first, second), gradient in zip(self._state, gradients, strict=True):
             parameter.mul_(self._keep)
             first.lerp_(gradient, 1 - s.beta1)
