@@ -133,6 +133,8 @@ def gallery(numbers: Numbers, folder: Path) -> Section | None:
 def _lead(outcome: Outcome, made: Sequence[Card]) -> Words:
     weight = sum(shot.size for card in made for shot in shots(card)) / 1024
     start = "Same prompts, same seeds, before and after; what changed comes first. " if outcome.after else ""
+    if outcome.target_categories:
+        start += "Items keep their old truth: an edited fact, given as edited, counts as wrong here. "
     said = f"{weight:.0f} KiB" if weight < 1000 else f"{weight / 1024:.1f} MiB"
     return joined(start, f"Pictures take {said} of this file.") if weight else start
 
