@@ -36,6 +36,11 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+def pytest_sessionfinish() -> None:
+    """Hypothesis, which may only be imported now, asks whether what others imported is still held."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_empty_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """MLflow takes a second to make a database, so a process makes one, and a new store gets its copy.
@@ -53,9 +58,7 @@ def _one_empty_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
             prepare(made, artifacts)
         unfinished = database.with_name(database.name + ".unfinished")
         shutil.copyfile(made, unfinished)
-        with sqlite3.connect(
-            unfinished
-        ) as connection:  # where the experiment that all stores have keeps files
+        with sqlite3.connect(unfinished) as connection:  # of the experiment that every store has
             connection.execute("update experiments set artifact_location = ?", (f"{artifacts.as_uri()}/0",))
         connection.close()
         os.replace(unfinished, database)
