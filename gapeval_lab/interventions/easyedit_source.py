@@ -22,10 +22,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import CodeType, MappingProxyType, ModuleType
 from typing import Any, Final
 
 from gapeval_lab.errors import UserError
@@ -222,8 +223,15 @@ def patched(text: str, file: str, patches: Sequence[Patch] = PATCHES) -> str:
 
 def _taken_out() -> dict[str, ModuleType]:
     """Remove EasyEdit's modules and the stand-ins' names from `sys.modules`; returns them."""
-    names = [name for name in sys.modules if name.partition(".")[0] in {TOP, *STAND_INS}]
+    tops = {TOP, *STAND_INS}
+    names = [name for name in sys.modules if name.partition(".")[0] in tops]
     return {name: sys.modules.pop(name) for name in names}
+
+
+@lru_cache(maxsize=256)
+def _compiled(text: str, file: str) -> CodeType:
+    """The code of a module's text: the same for every edit, whose globals are its own."""
+    return compile(text, file, "exec", dont_inherit=True)
 
 
 class _Finder(MetaPathFinder):
@@ -275,4 +283,4 @@ class _Loader(Loader):
 
         # A global of the module shadows the built-in: unlike redirecting stdout, that is nobody else's.
         module.__dict__.update(__file__=str(self._file), __builtins__=builtins, print=print_aside)
-        exec(compile(patched(text, below), str(self._file), "exec", dont_inherit=True), module.__dict__)
+        exec(_compiled(patched(text, below), str(self._file)), module.__dict__)
