@@ -26,14 +26,7 @@ def audited(outcome: Outcome, *, steps: Sequence[int] = ()) -> Outcome:
     )
     smallest = None
     if outcome.shift is not None:
-        evaluation = outcome.recipe.get("evaluation") or {}
-        smallest = detectable(
-            outcome.before.gap,
-            outcome.shift,
-            outcome.placebo_shift,
-            seed=outcome.seed,
-            replicates=int(evaluation.get("replicates", 10_000)),
-        )
+        smallest = detectable(outcome.before.gap, outcome.shift, outcome.placebo_shift)
     return outcome.model_copy(update={"audit": report, "detectable": smallest})
 
 

@@ -23,7 +23,10 @@ def audit(
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the audit there.")
     ] = None,
 ) -> None:
-    """Say whether a run's conclusions depend on how the gap is computed, and what it could have seen."""
+    """Say whether a run's conclusions depend on how the gap is computed, and what it could have seen.
+
+    Example: gapeval-lab audit last --steps 500,2000,20000
+    """
     counts = _steps(steps)
     from gapeval_lab.auditing import audited
     from gapeval_lab.report import headline

@@ -10,6 +10,7 @@ from gapeval_lab.cli_common import home, short, wide_console
 from gapeval_lab.errors import UserError
 
 if TYPE_CHECKING:
+    from gapeval_lab.gap.design import Way
     from gapeval_lab.planning import Basis
 
 WIDTH = 130  # columns, where there is no terminal to ask
@@ -38,19 +39,28 @@ def plan(
         int | None, typer.Option(help="Categories [those of the recipe, or of tinyworld].")
     ] = None,
     items: Annotated[int | None, typer.Option(help="Items per category at hand [the recipe's].")] = None,
+    way: Annotated[
+        str | None,
+        typer.Option(
+            metavar="closes|widens", help="Where gaps go [closes, where the gap is as large as --detect]."
+        ),
+    ] = None,
     moves: Annotated[
         str | None,
         typer.Option(
             metavar="FROM:TO",
-            help="How the gap shifts: und_only:both means that what was only told gets drawn, too. Cells: "
-            "both, und_only, gen_only, neither.",
+            help="By which items, instead of --way: und_only:both means that what was only told gets drawn, "
+            "too. Cells: both, und_only, gen_only, neither.",
         ),
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the answers there.")
     ] = None,
 ) -> None:
-    """Say how many items per category it takes to tell a shift, by McNemar's test and by the Gap Score."""
+    """Say how many items per category it takes to tell a shift, by McNemar's test and by the Gap Score.
+
+    Example: gapeval-lab plan --detect 0.1 --from last
+    """
     for name, value in (("detect", detect), ("power", power), ("alpha", alpha)):
         if not 0 < value < 1:
             raise UserError(f"--{name}: {value:g} does not lie between 0 and 1; give a share, such as 0.1")
@@ -65,7 +75,9 @@ def plan(
     for name, count in (("categories", categories), ("items", items)):
         if count is not None and not 1 <= count <= (100 if name == "categories" else 1_000_000):
             raise UserError(f"--{name}: {count} cannot be; give a number from 1 on")
-    pair = _moves(moves)
+    pair, chosen = _moves(moves), _way(way)
+    if pair and chosen:
+        raise UserError("--way: --moves says already by which items the gap shifts; leave one of the two out")
     given = {"--recipe": recipe, "--told": told, "--drawn": drawn, "--correlation": correlation}
     given |= {"--categories": categories, "--items": items}
     if from_ is not None and (more := [name for name, value in given.items() if value is not None]):
@@ -94,7 +106,7 @@ def plan(
             source=source,
             categories=len(counts),
         )
-    found = answer(basis, detect=detect, power=power, alpha=alpha, moves=pair)
+    found = answer(basis, detect=detect, power=power, alpha=alpha, way=chosen, moves=pair)
     console = wide_console(WIDTH)
     console.print(draw_plan(found))
     if json_file:
@@ -102,6 +114,12 @@ def plan(
 
         write_text(json_file, json.dumps(found.as_json(), indent=1))
         console.print(f"[dim]written to {short(json_file)}[/dim]")
+
+
+def _way(text: str | None) -> "Way | None":
+    if text is not None and text not in ("closes", "widens"):
+        raise UserError(f"--way: '{text}' is neither closes nor widens; give one of them")
+    return text  # type: ignore[return-value]
 
 
 def _moves(text: str | None) -> tuple[int, int] | None:

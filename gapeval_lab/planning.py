@@ -2,23 +2,22 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from gapeval_lab.errors import UserError
+from gapeval_lab.gap.design import Design, Together, Way, design, smoothed
 from gapeval_lab.gap.power import (
-    LEAST_ITEMS,
-    Design,
-    bootstrapped_power,
+    CAREFUL,
+    MOST_ITEMS,
+    QUICK,
     gap_items,
     gap_shift,
-    items_for,
     mcnemar_items,
     mcnemar_power,
     mcnemar_shift,
 )
 from gapeval_lab.gap.records import DirectionShift, ShiftReport
-from gapeval_lab.gap.table import ASSUMED_N
 from gapeval_lab.outcome import Outcome
 
 CELLS = ("both", "und_only", "gen_only", "neither")
@@ -26,9 +25,6 @@ SIDES = ("understanding", "generation")
 SIZES = (0.02, 0.05, 0.1, 0.2)
 CHANGED = 0.05
 TOLD, DRAWN, CORRELATION = 0.8, 0.6, 0.3
-SEED = 0
-CONFIRMED, ROUGHLY = 2, 0.04  # times an answer is tried, and how far from the power it may stay
-DRAWS = 120_000  # resampled categories behind one confirmed power
 
 
 @dataclass(frozen=True)
@@ -58,19 +54,26 @@ class Answer:
 
     Attributes:
         test: "McNemar" or "Gap Score"; of: a direction, a category, "one category" or "mean over K".
-        items: size -> items per category; None where no number of items would do, or the moves cannot
-            make the shift.
-        power: reached at the asked size with its items; of the Gap Score, by drawn and bootstrapped runs.
+        items: size -> items per category; None where there is no such number.
+        reasons: size -> why there is none.
+        power: reached at the asked size with its items: McNemar's by its exact sum, the Gap Score's by
+            drawn and bootstrapped runs.
+        error: half the 95 % interval of a drawn power; None of an exact one.
         at_hand: items per category at hand (the fewest, of a test of one category).
-        detects: the smallest shift that these tell.
+        detects: the smallest shift that these tell; None where they tell none.
+        way: which way the gap shifts; gap: how large it is before. None of McNemar's test.
     """
 
     test: str
     of: str
     items: dict[float, int | None]
+    reasons: dict[float, str]
     power: float | None
+    error: float | None
     at_hand: int
     detects: float | None
+    way: Way | None = None
+    gap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,17 +87,29 @@ class Plan:
     answers: tuple[Answer, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Plain values; what each is called says what it is."""
         return {
-            "detect": self.detect,
-            "power": self.power,
-            "alpha": self.alpha,
+            "asked": {"shift": self.detect, "power": self.power, "alpha": self.alpha},
             "assumed": list(self.assumed),
-            "answers": [
-                {**vars(one), "items": {f"{size:g}": n for size, n in one.items.items()}}
-                for one in self.answers
-            ],
+            "answers": [_as_json(answer, self.detect) for answer in self.answers],
         }
+
+
+def _as_json(answer: Answer, detect: float) -> dict[str, Any]:
+    return {
+        "test": answer.test,
+        "of": answer.of,
+        "gap_before": answer.gap,
+        "gap_shift": answer.way,
+        "items_per_category_by_shift": {f"{size:g}": n for size, n in answer.items.items()},
+        "no_items_because": {f"{size:g}": reason for size, reason in answer.reasons.items()},
+        "at_asked_shift": {
+            "items": answer.items[detect],
+            "power": answer.power,
+            "give_or_take": answer.error,
+        },
+        "at_hand": {"items": answer.at_hand, "smallest_shift": answer.detects},
+    }
 
 
 def cells_of_accuracies(told: float, drawn: float, correlation: float) -> tuple[float, float, float, float]:
@@ -143,22 +158,29 @@ def basis_of_run(outcome: Outcome, changed: float | None) -> Basis:
     if not found:
         raise UserError(f"--from: {outcome.run_id} has no item scored in both directions; name another run")
     cells = {
-        name: (c.both / c.n, c.und_only / c.n, c.gen_only / c.n, c.neither / c.n) for name, c in found.items()
+        name: smoothed([one.both, one.und_only, one.gen_only, one.neither]) for name, one in found.items()
     }
     if changed is not None:
         noise, flips = (changed / 2, changed / 2), _flips(changed)
-    elif outcome.placebo_shift is not None and outcome.placebo_shift.categories:
-        noise = _noise(outcome.placebo_shift, lambda shift: (shift.gained + shift.lost) / 2)
-        flips = f"flips without an effect: those of its placebo, {_shares(noise)}"
     elif outcome.shift is not None and outcome.shift.categories:
         noise = _noise(outcome.shift, lambda shift: min(shift.gained, shift.lost))
-        flips = (
-            f"flips without an effect: those before and after that went against the shift, {_shares(noise)}"
-        )
+        whose = "those of its items that went against its shift"
+        if outcome.placebo_shift is not None and outcome.placebo_shift.categories:
+            placebo = _noise(outcome.placebo_shift, lambda shift: (shift.gained + shift.lost) / 2)
+            noise = (max(noise[0], placebo[0]), max(noise[1], placebo[1]))
+            whose += ", or its placebo's where these are more"
+        flips = f"flips beside the effect: {whose}: {_shares(noise)}"
     else:
         noise, flips = (CHANGED / 2, CHANGED / 2), f"{_flips(CHANGED)}; the run has no after to tell"
     sizes = tuple(c.n for c in found.values())
-    return Basis(outcome.run_id, cells, noise, sizes, len(found), ("cells before: the run's own", flips))
+    return Basis(
+        outcome.run_id,
+        cells,
+        noise,
+        sizes,
+        len(found),
+        ("cells before: the run's own, smoothed by one item as in its Gap Score", flips),
+    )
 
 
 def basis_of_accuracies(
@@ -190,7 +212,13 @@ def basis_of_accuracies(
 
 
 def plan(
-    basis: Basis, *, detect: float, power: float, alpha: float, moves: tuple[int, int] | None = None
+    basis: Basis,
+    *,
+    detect: float,
+    power: float,
+    alpha: float,
+    way: Way | None = None,
+    moves: tuple[int, int] | None = None,
 ) -> Plan:
     """Items per category for shifts of several sizes, and what the items at hand tell.
 
@@ -198,23 +226,24 @@ def plan(
         basis: what is assumed of the state before and of flips.
         detect: the asked size, of an accuracy's shift and of the gap's.
         power, alpha: of each test.
-        moves: (from, to) cells; by default the larger one-sided cell goes to both, or, in a category whose
-            gap is too small to close by `detect`, both goes there.
+        way: where gaps go; by default a gap closes where it is as large as `detect`, else it widens.
+        moves: (from, to) cells, instead of `way`. By default the larger one-sided cell goes to both where
+            a gap closes, and both goes there where it widens.
     """
     sizes = sorted({*SIZES, detect})
     k = basis.categories
-    designs = [_design(basis, name, detect, moves) for name in basis.cells]
-    everyone = designs if len(designs) == k else designs * k
     answers = [_mcnemar(basis, i, sizes, detect, power=power, alpha=alpha / k) for i in range(2)]
-    at_hand = basis.items if len(designs) > 1 else (min(basis.items),)
-    for name, design, n in zip(basis.cells, designs, at_hand, strict=True):
-        label = name or "one category"
-        answers.append(_gap(label, [design], [n], sizes, detect, power=power, alpha=alpha))
+    at_hand = basis.items if len(basis.cells) > 1 else (min(basis.items),)
+    told = {"sizes": sizes, "detect": detect, "power": power, "alpha": alpha}
+    found = []
+    for name, n in zip(basis.cells, at_hand, strict=True):
+        found.append(_together(basis, [name], detect, way, moves))
+        answers.append(_gap(name or "one category", found[-1], [n], **told))  # type: ignore[arg-type]
     if k > 1:
-        answers.append(
-            _gap(f"mean over {k}", everyone, list(basis.items), sizes, detect, power=power, alpha=alpha)
-        )
-    return Plan(detect, power, alpha, _assumed(basis, designs, alpha), tuple(answers))
+        names = list(basis.cells) if len(basis.cells) == k else list(basis.cells) * k
+        found.append(_together(basis, names, detect, way, moves))
+        answers.append(_gap(f"mean over {k}", found[-1], list(basis.items), **told))  # type: ignore[arg-type]
+    return Plan(detect, power, alpha, _assumed(basis, found, alpha), tuple(answers))
 
 
 def _mcnemar(
@@ -222,70 +251,111 @@ def _mcnemar(
 ) -> Answer:
     """One direction in one category; the exact sum, so its power needs no drawing."""
     noise = basis.noise[direction]
-    items = {size: mcnemar_items(size, noise=noise, alpha=alpha, power=power) for size in sizes}
+    accuracies = [cells[0] + cells[1 + direction] for cells in basis.cells.values()]
+    room = max(max(u, 1 - u) for u in accuracies) - noise
+    items: dict[float, int | None] = {}
+    reasons = {}
+    for size in sizes:
+        items[size] = None if size > room else mcnemar_items(size, noise=noise, alpha=alpha, power=power)
+        if size > room:
+            reasons[size] = f"no accuracy has room for so large a shift: {room:.3f} at most"
+        elif items[size] is None:
+            reasons[size] = _TOO_MANY
     n = items[detect]
     reached = None if n is None else mcnemar_power(n, gain=noise + detect, lose=noise, alpha=alpha)
     fewest = min(basis.items)
-    detects = mcnemar_shift(fewest, noise=noise, alpha=alpha, power=power)
-    return Answer("McNemar", SIDES[direction], items, reached, fewest, detects)
+    detects = mcnemar_shift(fewest, noise=noise, alpha=alpha, power=power, room=room)
+    return Answer("McNemar", SIDES[direction], items, reasons, reached, None, fewest, detects)
 
 
 def _gap(
     label: str,
-    designs: Sequence[Design],
+    found: Together,
     at_hand: Sequence[int],
+    *,
     sizes: Sequence[float],
     detect: float,
-    *,
     power: float,
     alpha: float,
 ) -> Answer:
-    items = {size: gap_items(designs, size, alpha=alpha, power=power) for size in sizes}
-    n, reached = items[detect], None
-    draws = max(100, round(math.sqrt(2 * DRAWS / len(designs))))
-    for attempt in range(CONFIRMED):
-        if n is None:
-            break
-        reached = bootstrapped_power(
-            *(designs, detect, [n] * len(designs)),
-            alpha=alpha,
-            seed=SEED,
-            runs=draws,
-            replicates=draws // 2,
-        )
-        items[detect] = n
-        if reached is None or abs(reached - power) <= ROUGHLY or attempt + 1 == CONFIRMED:
-            break
-        n = max(LEAST_ITEMS, items_for(n, reached, power=power, alpha=alpha))
-    found = gap_shift(designs, at_hand, alpha=alpha, power=power)
-    return Answer("Gap Score", label, items, reached, min(at_hand), found)
+    """One category, or the mean; the asked size is drawn with more care."""
+    items: dict[float, int | None] = {}
+    reasons = {}
+    reached = error = None
+    for size in sizes:
+        items[size] = None
+        if (joints := found.joints(size)) is None:
+            reasons[size] = _no_room(found)
+            continue
+        budget = CAREFUL if size == detect else QUICK
+        answer = gap_items(joints, way=found.way, alpha=alpha, power=power, budget=budget)
+        if answer is None:
+            reasons[size] = _TOO_MANY
+            continue
+        items[size] = answer.n
+        if size == detect:
+            reached, error = answer.power, answer.error
+    detects = gap_shift(found, at_hand, alpha=alpha, power=power)
+    return Answer(
+        "Gap Score",
+        label,
+        items,
+        reasons,
+        reached,
+        error,
+        min(at_hand),
+        detects,
+        way=found.way,
+        gap=found.gap,
+    )
 
 
-def _design(basis: Basis, name: str, detect: float, moves: tuple[int, int] | None) -> Design:
-    cells = basis.cells[name]
-    n = basis.items[list(basis.cells).index(name)] if len(basis.cells) > 1 else ASSUMED_N
-    one_sided = 1 if cells[1] >= cells[2] else 2
-    design = Design(cells, basis.noise, moves or (one_sided, 0), n)
-    if moves is None and design.widest() < detect:
-        return replace(design, moves=(0, one_sided))
-    return design
+_TOO_MANY = f"not even {MOST_ITEMS:,} items are enough"
 
 
-def _assumed(basis: Basis, designs: Sequence[Design], alpha: float) -> tuple[str, ...]:
+def _no_room(found: Together) -> str:
+    if found.way == "closes" and math.isclose(found.widest, found.gap):
+        return f"it cannot close by more than there is, {found.gap:.3f}"
+    if not found.widest:
+        return "these moves close some gaps and widen others, or move nothing"
+    return f"these moves shift it by {found.widest:.3f} at most"
+
+
+def _together(
+    basis: Basis, names: Sequence[str], detect: float, way: Way | None, moves: tuple[int, int] | None
+) -> Together:
+    """Categories that shift the same way."""
+    chosen = [basis.cells[name] for name in names]
+    if moves:
+        return Together(tuple(Design(cells, basis.noise, moves) for cells in chosen))
+    closing = Together(tuple(design(cells, basis.noise, "closes") for cells in chosen))
+    if (way or ("closes" if closing.widest >= detect else "widens")) == "closes":
+        return closing
+    return Together(tuple(design(cells, basis.noise, "widens") for cells in chosen))
+
+
+def _assumed(basis: Basis, found: Sequence[Together], alpha: float) -> tuple[str, ...]:
     """Everything in plain words."""
     k = basis.categories
-    moves = {design.moves for design in designs}
-    moved = " or ".join(f"{CELLS[source]} to {CELLS[sink]}" for source, sink in sorted(moves))
     sizes = str(basis.items[0]) if len(set(basis.items)) == 1 else f"{min(basis.items)} to {max(basis.items)}"
-    return (
+    said = [
         f"at hand: {basis.source}, {k} {'category' if k == 1 else 'categories'}, {sizes} items each",
         *basis.notes,
         f"McNemar: a shift of one direction's accuracy in one category, exact and two-sided, p under "
-        f"{alpha / k:.3g} (Holm over {k}, where one category shifts alone)",
-        f"Gap Score: the {100 * (1 - alpha):g} % interval of its paired shift leaves out 0"
-        + (", every category shifting alike for the mean" if k > 1 else ""),
-        f"a gap shifts by items that go from {moved}",
-    )
+        f"{alpha / k:.3g}" + (f" (Holm over {k}, where one category shifts alone)" if k > 1 else ""),
+        f"Gap Score: the {100 * (1 - alpha):g} % interval of its paired shift lies on the right side of 0",
+    ]
+    for way in ("closes", "widens"):
+        moves = sorted({one.moves for each in found if each.way == way for one in each.designs})
+        if moves:
+            moved = " or ".join(f"{CELLS[source]} to {CELLS[sink]}" for source, sink in moves)
+            said.append(f"a gap {way} by items that go from {moved}")
+    if k > 1:
+        how = "every gap shrinks by the same share of itself"
+        if found[-1].way == "widens":
+            how = "every gap grows by the same size"
+        said.append(f"the mean {found[-1].way}: {how}")
+    return tuple(said)
 
 
 def _noise(shift: ShiftReport, count: Any) -> tuple[float, float]:

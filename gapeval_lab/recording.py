@@ -137,15 +137,7 @@ def record(bench: Bench, course: Course, *, weights: str, work: Path, trial: boo
             official_after=results["after"].gap.official if after else None,
             seed=seed,
         ),
-        detectable=detectable(
-            results["before"].gap,
-            shift,
-            placebo_shift,
-            seed=seed,
-            replicates=loaded.recipe.evaluation.replicates,
-        )
-        if shift and not trial
-        else None,
+        detectable=detectable(results["before"].gap, shift, placebo_shift) if shift and not trial else None,
         curves=_joined(fitted),
         seconds={name: round(value, 3) for name, value in bench.seconds.items()},
         peak_memory_gib=round(peak_memory_gib(), 3),

@@ -1,16 +1,19 @@
 """The smallest shifts that a finished run could have told, from what it measured. Asks no model.
 
-Accuracies by category: McNemar's exact test, at the run's number of items and with its own flips. The
-gap, and all means: (1.96 + 0.84) standard errors of the shift's bootstrap, the same draws as the report's.
+As `plan` reckons them: from the cells before, the number of items, and the flips that come beside an
+effect. Accuracies by category: McNemar's exact test; their means: the bootstrap interval; gaps: the
+bootstrap interval of drawn runs, as a gap closes and as it widens.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
-from gapeval_lab.gap.power import mcnemar_shift
+from gapeval_lab.gap.design import Together, design, smoothed
+from gapeval_lab.gap.power import gap_shift, interval, mcnemar_shift
 from gapeval_lab.gap.records import (
+    CategoryShift,
     Detectable,
     DetectableCategory,
     DetectableSide,
@@ -18,8 +21,6 @@ from gapeval_lab.gap.records import (
     GapReport,
     ShiftReport,
 )
-from gapeval_lab.gap.score import Floats
-from gapeval_lab.gap.shift import resampled
 
 POWER = 0.8
 ALPHA = 0.05
@@ -28,45 +29,36 @@ Side = Literal["understanding", "generation"]
 SIDES: tuple[Side, ...] = ("understanding", "generation")
 
 
-def detectable(
-    before: GapReport,
-    shift: ShiftReport,
-    placebo: ShiftReport | None,
-    *,
-    seed: int,
-    replicates: int = 10_000,
-) -> Detectable:
+def detectable(before: GapReport, shift: ShiftReport, placebo: ShiftReport | None) -> Detectable:
     """The smallest shifts that could have been told, with a power of 80 %.
 
-    Flips without an effect are the placebo's, half of them each way; without a placebo, those of the
-    run itself that went against the shift, as if as many had gone with it by chance.
+    Flips beside an effect are those of the run itself that went against its shift, as if as many had gone
+    with it; or half of the placebo's, where these are more.
 
     Args:
         before: the state that shifts are counted from.
         shift: the run's.
         placebo: the placebo's shift, where there is one.
-        seed, replicates: the report's, so that its draws are drawn again.
     """
-    factor = float(stats.norm.isf(ALPHA / 2) + stats.norm.ppf(POWER))
     found: dict[str, DetectableCategory] = {}
-    draws = []
+    ways: dict[str, tuple[Together, Together]] = {}
     for name, moved in shift.categories.items():
-        part = resampled(name, np.array(moved.transitions), seed=seed, replicates=replicates)
-        draws.append(part)
         control = placebo.categories.get(name) if placebo else None
-        found[name] = DetectableCategory(
-            gap=_size(part["gap"], factor),
-            **{
-                side: _side(
-                    getattr(moved, side),
-                    (getattr(control, side), control.n) if control else None,
-                    n=moved.n,
-                    accuracy=_accuracy(before, name, side),
-                    alpha=ALPHA / len(shift.categories),
-                )
-                for side in SIDES
-            },
+        told, drawn = (
+            _side(
+                getattr(moved, side),
+                (getattr(control, side), control.n) if control else None,
+                n=moved.n,
+                accuracy=_accuracy(before, name, side),
+                alpha=ALPHA / len(shift.categories),
+            )
+            for side in SIDES
         )
+        cells = smoothed(np.array(moved.transitions).sum(axis=1).tolist())
+        noise = (told.noise, drawn.noise)
+        closing, widening = (Together((design(cells, noise, way),)) for way in ("closes", "widens"))
+        ways[name] = (closing, widening)
+        found[name] = DetectableCategory(**_gaps(ways[name], [moved.n]), understanding=told, generation=drawn)
     for name, single in shift.one_sided.items():
         alone = placebo.one_sided.get(name) if placebo else None
         side = _side(
@@ -76,13 +68,35 @@ def detectable(
             accuracy=_accuracy(before, name, single.direction),
             alpha=ALPHA / sum(one.direction == single.direction for one in shift.one_sided.values()),
         )
-        told = single.direction == "understanding"
-        found[name] = DetectableCategory(None, side if told else None, None if told else side)
-    means = {
-        what: _size(np.mean([part[what] for part in draws], axis=0), factor) if draws else None
-        for what in ("gap", *SIDES)
-    }
-    return Detectable(POWER, found, **means)
+        told_alone = single.direction == "understanding"
+        found[name] = DetectableCategory(None, side if told_alone else None, None if told_alone else side)
+    return Detectable(POWER, found, **_means(shift.categories, found, ways))
+
+
+def _means(
+    shifts: Mapping[str, CategoryShift],
+    found: Mapping[str, DetectableCategory],
+    ways: Mapping[str, tuple[Together, Together]],
+) -> dict[str, float | None]:
+    """Of the categories that have both directions: of the gap, and of each accuracy."""
+    means: dict[str, float | None] = dict.fromkeys(("gap", "closing", "widening", *SIDES))
+    if not ways:
+        return means
+    items = [shifts[name].n for name in ways]
+    both = [Together(tuple(each[i].designs[0] for each in ways.values())) for i in range(2)]
+    means |= _gaps((both[0], both[1]), items)
+    # A mean over categories is as sure as one over so many items.
+    n = round(len(items) ** 2 / sum(1 / m for m in items))
+    for side in SIDES:
+        noise = float(np.mean([getattr(found[name], side).noise for name in ways]))
+        means[side] = mcnemar_shift(n, noise=noise, alpha=ALPHA, power=POWER, needs=interval)
+    return means
+
+
+def _gaps(ways: tuple[Together, Together], n: list[int]) -> dict[str, float | None]:
+    closing, widening = (gap_shift(one, n, alpha=ALPHA, power=POWER) for one in ways)
+    told = [size for size in (closing, widening) if size is not None]
+    return {"gap": max(told, default=None), "closing": closing, "widening": widening}
 
 
 def _side(
@@ -94,16 +108,17 @@ def _side(
     alpha: float,
 ) -> DetectableSide:
     """One direction of one category; `control` is the placebo's shift and its items."""
-    noise = min(moved.gained, moved.lost) / n
-    if control is not None:
-        noise = (control[0].gained + control[0].lost) / (2 * control[1])
-    room = max(accuracy, 1 - accuracy) - noise
+    own = min(moved.gained, moved.lost) / n
+    placebo = (control[0].gained + control[0].lost) / (2 * control[1]) if control else -1.0
+    noise = max(own, placebo)
     return DetectableSide(
         n=n,
         alpha=alpha,
         noise=noise,
-        source="before and after" if control is None else "placebo",
-        shift=mcnemar_shift(n, noise=noise, alpha=alpha, power=POWER, room=room),
+        source="placebo" if placebo >= own else "before and after",
+        shift=mcnemar_shift(
+            n, noise=noise, alpha=alpha, power=POWER, room=max(accuracy, 1 - accuracy) - noise
+        ),
     )
 
 
@@ -112,9 +127,3 @@ def _accuracy(before: GapReport, name: str, side: Side) -> float:
     if name in before.categories:
         return float(getattr(before.categories[name], side).value)
     return before.one_sided[name].accuracy.value
-
-
-def _size(draws: Floats, factor: float) -> float | None:
-    """So many standard errors; None where no item changed, which shows no error rather than none at all."""
-    error = float(draws.std(ddof=1))
-    return factor * error if error > 1e-12 else None

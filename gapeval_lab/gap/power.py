@@ -2,10 +2,10 @@
 
 Two questions, as the reports ask them. McNemar's exact two-sided test of one direction: no simulation,
 the sum over all numbers of items that can flip. The Gap Score: whether the interval of its paired shift
-leaves out 0; by the delta method, and confirmed by drawing runs and bootstrapping each as a report does.
+lies on the right side of 0; by drawing runs and bootstrapping each as a report does, since the gap is an
+absolute value: near 0 chance alone makes it larger, and no formula of errors knows that.
 
-Notation, per category of n items: p, the four cells before; p', after; noise, the share of items that
-flips each way in a direction without any effect; Q (4 x 4), the joint shares of cells before and after.
+Notation as in `design.py`; n, the items of a category.
 """
 
 import math
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from gapeval_lab.gap.design import Together, Way
 from gapeval_lab.gap.resample import stream
 from gapeval_lab.gap.score import BOTH_WEIGHT, NEITHER_WEIGHT, SMOOTHING, Floats, gap, signed_gap
 
@@ -27,30 +28,78 @@ LEAST_ITEMS = 10
 
 _UNDERSTOOD = np.array([1, 1, 0, 0])
 _DRAWN = np.array([1, 0, 1, 0])
+_CELL_BEFORE, _CELL_AFTER = np.repeat(np.arange(4), 4), np.tile(np.arange(4), 4)  # of 16 pairs of cells
+_BEFORE_AND_AFTER = np.concatenate([np.eye(4)[_CELL_BEFORE], np.eye(4)[_CELL_AFTER]], axis=1)  # (16, 8)
 _TAIL = 1e-10  # of the number of flipped items that a sum leaves out
 _WINDOW = 12  # next larger n that must reach the power, too: an exact test's goes up in teeth
-_ATTEMPTS = 4  # at a number of items whose drawn power is right
-_DRAWN_ERROR = 0.015
-_RUNS, _RESAMPLES = 600, 20
-_NEXT_TO = {"understanding": ((0, 2), (1, 3)), "generation": ((0, 1), (2, 3))}  # cells a flip apart
+_TRIES = 40  # numbers of items looked at
+_LATER = (1.25, 2.0)  # times the items at which the power must not have fallen again
+_FALLEN = 0.1  # by how much: more than what it is computed with may be off
+_STEPS = 10  # shifts looked at first, since a larger one is not always easier to tell
 
 
-def mcnemar_power(n: int, *, gain: float, lose: float, alpha: float) -> float:
-    """Chance that McNemar's exact test tells a change.
+@dataclass(frozen=True)
+class Budget:
+    """How much is drawn for one power.
+
+    Attributes:
+        runs: drawn runs. tails: resamples of each, in expected draws outside its interval.
+    """
+
+    runs: int
+    tails: int
+
+    def resamples(self, alpha: float) -> int:
+        """Of each run; more for a wider interval."""
+        return math.ceil(self.tails / alpha)
+
+    def error(self, share: float) -> float:
+        """Half the 95 % interval of a drawn share."""
+        return 1.96 * math.sqrt(max(share * (1 - share), 0.02) / self.runs)
+
+
+QUICK, CAREFUL = Budget(400, 4), Budget(1200, 6)
+NEAR = Budget(300, 3)
+
+
+Needs = Callable[[NDArray[np.int64], float], Floats]
+"""(items that flipped, alpha) -> the least of them that must be gains, or losses, to tell a change."""
+
+
+def exact_test(flipped: NDArray[np.int64], alpha: float) -> Floats:
+    """What McNemar's exact two-sided test needs: it is symmetric, and p is twice a tail."""
+    needed: Floats = stats.binom.isf(alpha / 2, flipped, 0.5) + 1
+    return needed
+
+
+def interval(flipped: NDArray[np.int64], alpha: float) -> Floats:
+    """What a bootstrap interval of gains less losses needs to leave out 0.
+
+    Counts of flips are resampled as Poisson's, whose square roots (of 3/8 more) have a variance of 1/4.
+    """
+    apart = _quantile(alpha) / math.sqrt(2)
+    room = 2 * flipped + 1.5 - apart**2
+    gains = ((apart + np.sqrt(np.maximum(room, 0.0))) / 2) ** 2 - 0.375
+    needed: Floats = np.where(room > 0, np.floor(gains) + 1, flipped + 1)
+    return needed
+
+
+def mcnemar_power(n: int, *, gain: float, lose: float, alpha: float, needs: Needs = exact_test) -> float:
+    """Chance that McNemar's exact test, or another rule, tells a change.
 
     Args:
         n: items.
         gain, lose: shares of items that become right, and wrong; at most 1 together.
         alpha: the p value to stay under.
+        needs: the rule.
     """
     flip = gain + lose
     if flip <= 0 or n < 1:
         return 0.0
     flip = min(flip, 1.0)
     most, least = stats.binom.isf(_TAIL, n, flip), stats.binom.ppf(_TAIL, n, flip)
-    m = np.arange(int(least), int(most) + 1)
-    # The test is symmetric: p is twice a tail, and this is the least number of gains with p <= alpha.
-    needed = stats.binom.isf(alpha / 2, m, 0.5) + 1
+    m = np.arange(int(least), int(most) + 1, dtype=np.int64)
+    needed = needs(m, alpha)
     share = gain / flip
     told = stats.binom.sf(needed - 1, m, share) + stats.binom.cdf(m - needed, m, share)
     return float((stats.binom.pmf(m, n, flip) * told).sum())
@@ -85,7 +134,9 @@ def mcnemar_items(shift: float, *, noise: float, alpha: float, power: float) -> 
     return last + 1
 
 
-def mcnemar_shift(n: int, *, noise: float, alpha: float, power: float, room: float = 1.0) -> float | None:
+def mcnemar_shift(
+    n: int, *, noise: float, alpha: float, power: float, room: float = 1.0, needs: Needs = exact_test
+) -> float | None:
     """The smallest shift of one direction's accuracy that n items tell; None where there is none.
 
     Args:
@@ -93,11 +144,12 @@ def mcnemar_shift(n: int, *, noise: float, alpha: float, power: float, room: flo
         noise: share of items that flips each way beside it.
         alpha, power: of the test.
         room: the largest shift that the items allow.
+        needs: the rule.
     """
     low, high = 0.0, min(room, 1 - 2 * noise)
 
     def enough(shift: float) -> bool:
-        return mcnemar_power(n, gain=noise + shift, lose=noise, alpha=alpha) >= power
+        return mcnemar_power(n, gain=noise + shift, lose=noise, alpha=alpha, needs=needs) >= power
 
     if high <= 0 or not enough(high):
         return None
@@ -108,239 +160,207 @@ def mcnemar_shift(n: int, *, noise: float, alpha: float, power: float, room: flo
 
 
 @dataclass(frozen=True)
-class Design:
-    """One category, before, and how a shift of its gap comes about.
+class GapItems:
+    """Items per category, and the power that drawn runs of so many have, give or take `error`."""
 
-    Attributes:
-        cells: (4,) shares before; sum 1.
-        noise: direction -> share of its items that flips each way, without an effect. The flips leave
-            the cells as they are; where these have no room for so many, there are fewer.
-        moves: (from, to): the column that loses items by the effect, and the one that gets them.
-        n: items that the category is taken to have where the smoothing of the log odds needs a number.
-    """
-
-    cells: tuple[float, float, float, float]
-    noise: tuple[float, float]
-    moves: tuple[int, int]
     n: int
-
-    @property
-    def shares(self) -> Floats:
-        """`cells` as an array."""
-        return np.array(self.cells)
-
-    def widest(self) -> float:
-        """The largest shift of the gap that these moves can make, by size."""
-        return float(np.abs(self._sizes()[1]).max())
-
-    def joint(self, shift: float) -> Floats | None:
-        """Q (4, 4) where the gap shifts by this size; None where these moves cannot make it so."""
-        moved, sizes = self._sizes()
-        reached = np.flatnonzero(np.abs(sizes) >= shift)
-        if not len(reached):
-            return None
-        i = int(reached[0])
-        if i == 0:
-            return self._with(0.0)
-        a, b = abs(sizes[i - 1]), abs(sizes[i])
-        return self._with(float(moved[i - 1] + (moved[i] - moved[i - 1]) * (shift - a) / (b - a)))
-
-    def _sizes(self) -> tuple[Floats, Floats]:
-        """Shares moved, and the shift of the gap that each makes."""
-        source, sink = self.moves
-        moved = np.linspace(0.0, self.cells[source], 2001)
-        after = np.tile(self.shares, (len(moved), 1))
-        after[:, source] -= moved
-        after[:, sink] += moved
-        return moved, gap(self.n * after) - float(gap(self.n * self.shares))
-
-    def _with(self, moved: float) -> Floats:
-        """Q where this share of all items is moved by the effect, after the flips of noise."""
-        p = self.shares
-        flips = np.zeros((4, 4))
-        for pairs, noise in zip(_NEXT_TO.values(), self.noise, strict=True):
-            weights = np.array([math.sqrt(p[i] * p[j]) for i, j in pairs])
-            if weights.sum() > 0:
-                for (i, j), weight in zip(pairs, weights / weights.sum(), strict=True):
-                    flips[i, j] = flips[j, i] = noise * weight
-        out = flips.sum(axis=1)
-        flips *= min([1.0, *(p[out > 0] / out[out > 0])])
-        q = flips + np.diag(p - flips.sum(axis=1))
-        source, sink = self.moves
-        if moved:
-            taken = q[:, source] * (moved / p[source])
-            q[:, source] -= taken
-            q[:, sink] += taken
-        return np.maximum(q, 0.0)
+    power: float
+    error: float
 
 
-def shift_variance(joint: Floats, *, n: float) -> float:
-    """n times the variance of the paired shift of the gap over n items, by the delta method.
+def gap_items(
+    joints: Sequence[Floats], *, way: Way, alpha: float, power: float, budget: Budget
+) -> GapItems | None:
+    """Items per category that tell the shift of the mean gap between the states of `joints`.
+
+    So many, to two digits, that the drawn power is at least the asked one and does not fall below it with
+    more items. None where more than `MOST_ITEMS` would be needed.
 
     Args:
-        joint: Q (4, 4). n: items, which the smoothing of the log odds depends on.
+        joints: Q of each category, before and after a shift above 0.
+        way: where the shift goes.
+        alpha: 1 minus the interval's level. power: asked for.
+        budget: of each drawn power.
     """
-    return float(_squared_errors(n * joint[None])[0] * n)
+    k = len(joints)
 
+    def near(n: int) -> float:
+        return near_power(joints, [n] * k, way=way, alpha=alpha)
 
-def gap_items(designs: Sequence[Design], shift: float, *, alpha: float, power: float) -> int | None:
-    """Items per category that tell a shift of the mean gap, every category shifting alike.
+    def drawn(n: int) -> float:
+        return drawn_power(joints, [n] * k, way=way, alpha=alpha, budget=budget)
 
-    The delta method's number, corrected until drawn runs have the power. None where the moves cannot make
-    the shift, or more than `MOST_ITEMS` would be needed.
-    """
-    joints = _joints(designs, shift)
-    if joints is None:
+    about = _fewest(near, near, power=power, alpha=alpha, error=NEAR.error(power), start=100)
+    if about is None:
         return None
-    factor = (_quantile(alpha) + float(stats.norm.ppf(power))) ** 2
-    variance = sum(shift_variance(q, n=d.n) for q, d in zip(joints, designs, strict=True)) / len(joints) ** 2
-    n = max(LEAST_ITEMS, math.ceil(factor * variance / shift**2))
-    low, high = LEAST_ITEMS - 1, 0  # too few, and enough, as far as is known; 0 is not known
-    for _ in range(_ATTEMPTS):
+    error = budget.error(power)
+    found = _fewest(drawn, near, power=power, alpha=alpha, error=error, start=about[0])
+    return None if found is None else GapItems(*found, error)
+
+
+def _fewest(
+    power_of: Callable[[int], float],
+    later_of: Callable[[int], float],
+    *,
+    power: float,
+    alpha: float,
+    error: float,
+    start: int,
+) -> tuple[int, float] | None:
+    """The fewest items found that have the power, and theirs; `later_of` is asked of more items."""
+    known: dict[int, float] = {}
+    n, low, high = start, LEAST_ITEMS - 1, 0  # too few, and enough, as far as is known; 0 is not known
+    for _ in range(_TRIES):
         if n > MOST_ITEMS:
             return None
-        reached = _drawn_power(joints, n, alpha=alpha)
-        low, high = (low, n) if reached >= power - _DRAWN_ERROR else (n, high)
-        if abs(reached - power) <= _DRAWN_ERROR or (high and high <= 1.04 * low + 1):
-            break
-        n = items_for(n, reached, power=power, alpha=alpha)
+        if n not in known:
+            known[n] = power_of(n)
+        low, high = (low, n) if known[n] >= power else (n, high)
+        if high and (known[high] <= power + error / 2 or _rounded(low + 1) >= high):
+            weak = [m for m in (_rounded(f * high) for f in _LATER) if later_of(m) < power - _FALLEN]
+            if not weak:
+                return high, known[high]
+            low, high = max(weak), 0
+        n = _rounded(min(8 * n, max(n / 8, _items_for(n, known[n], power=power, alpha=alpha))))
         if not low < n < (high or math.inf):
-            n = round(math.sqrt(low * (high or 4 * low)))
-    return high or n
+            n = _rounded(math.sqrt(low * high) if high else 1.1 * low)
+        if not low < n < (high or math.inf):
+            n = _rounded(low + 1)
+    return (high, known[high]) if high else None
 
 
-def items_for(n: int, reached: float, *, power: float, alpha: float) -> int:
-    """Items that should have a power, where n items reached another; as errors go with 1 / sqrt(n)."""
-    wanted, had = (_quantile(alpha) + _normal(share) for share in (power, reached))
-    return math.ceil(n * (wanted / had) ** 2)
+def gap_shift(found: Together, n: Sequence[int], *, alpha: float, power: float) -> float | None:
+    """The smallest shift of the mean gap that n items in each category tell, to 0.001.
 
-
-def gap_shift(designs: Sequence[Design], n: Sequence[int], *, alpha: float, power: float) -> float | None:
-    """The smallest shift of the mean gap that n items in each category tell, by the delta method.
-
-    None where these moves cannot make one that is large enough.
+    None where none is told. A gap that closes wholly may be told less well than one that closes by half.
     """
-    need = _quantile(alpha) + float(stats.norm.ppf(power))
 
     def enough(shift: float) -> bool:
-        joints = _joints(designs, shift)
-        if joints is None:
-            return False
-        errors = [shift_variance(q, n=m) / m for q, m in zip(joints, n, strict=True)]
-        return need * math.sqrt(sum(errors)) / len(errors) <= shift
+        joints = found.joints(shift)
+        return joints is not None and near_power(joints, n, way=found.way, alpha=alpha) >= power
 
-    return _least(enough, min(design.widest() for design in designs))
-
-
-def _least(enough: Callable[[float], bool], most: float) -> float | None:
-    """The smallest shift that is enough, to 0.0005: on a grid first, since more is not always easier."""
-    if most <= 0:
-        return None
-    grid = np.linspace(0.0, most, 41)[1:]
-    high = next((float(x) for x in grid if enough(float(x))), None)
+    grid = [found.widest * step / _STEPS for step in range(1, _STEPS + 1)]
+    high = next((shift for shift in grid if enough(shift)), None) if found.widest > 0 else None
     if high is None:
         return None
-    low = high - float(grid[0])
-    while high - low > 5e-4:
+    low = high - grid[0]
+    while high - low > 1e-3:
         middle = (low + high) / 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
 
 
-def bootstrapped_power(
-    designs: Sequence[Design],
-    shift: float,
-    n: Sequence[int],
-    *,
-    alpha: float,
-    seed: int,
-    runs: int,
-    replicates: int,
-) -> float | None:
-    """Share of drawn runs whose bootstrap interval of the mean shift leaves out 0, as a report tells it.
+def near_power(joints: Sequence[Floats], n: Sequence[int], *, way: Way, alpha: float) -> float:
+    """`drawn_power` at a tenth of its time.
 
-    Args:
-        designs: one per category. shift: of every category. n: items of each.
-        alpha: 1 minus the interval's level.
-        seed: of all draws.
-        runs, replicates: how many are drawn, and resampled from each.
+    The runs are drawn; the signed gap and the exponent of both states of each are resampled as if normal,
+    with the errors that the delta method gives them. The absolute value is taken of these draws, so what it
+    does near 0 is kept.
+    """
+    observed, draws = np.zeros(NEAR.runs), np.zeros((NEAR.resamples(alpha), NEAR.runs))
+    for i, (joint, items) in enumerate(zip(joints, n, strict=True)):
+        rng = stream(0, "near", str(i))
+        tables = rng.multinomial(items, joint.ravel() / joint.sum(), size=NEAR.runs)
+        states = (tables @ _BEFORE_AND_AFTER).reshape(NEAR.runs, 2, 4)
+        values, influence = _states(states)
+        # What an item of each pair of cells does to the (runs, 4) values, and its mean taken away.
+        each = np.concatenate([influence[:, 0, _CELL_BEFORE], influence[:, 1, _CELL_AFTER]], axis=2)
+        each = each - np.einsum("rc,rcv->rv", tables / items, each)[:, None]
+        size, axes = np.linalg.eigh(
+            np.einsum("rc,rcv,rcw->rvw", tables / items**2, each, each, optimize=True)
+        )
+        errors = axes * np.sqrt(np.maximum(size, 0.0))[:, None]
+        again = values + np.einsum(
+            "rvw,brw->brv", errors, rng.standard_normal((*draws.shape, 4)), optimize=True
+        )
+        observed += _moved(values)
+        draws += _moved(again)
+    return _told(observed, draws, way=way, alpha=alpha)
+
+
+def _states(counts: Floats) -> tuple[Floats, Floats]:
+    """Signed gap and exponent of (runs, 2, 4) counts, before and after; and n times their derivatives.
 
     Returns:
-        None where the moves cannot make the shift.
+        (runs, 4) values, and (runs, 2, 4, 2) what one item of each cell does to the two of its state.
     """
-    joints = _joints(designs, shift)
-    if joints is None:
-        return None
-    observed, draws = np.zeros(runs), np.zeros((replicates, runs))
-    for i, (joint, items) in enumerate(zip(joints, n, strict=True)):
-        rng = stream(seed, "power", str(i))
-        tables = rng.multinomial(items, _shares(joint), size=runs)
-        again = rng.multinomial(items, tables / items, size=(replicates, runs))
-        observed += _shifts(tables)
-        draws += _shifts(again)
-    low, high = np.quantile(draws, [alpha / 2, 1 - alpha / 2], axis=0)
-    told = (np.minimum(low, observed) > 0) | (np.maximum(high, observed) < 0)
-    return float(told.mean())
-
-
-def _joints(designs: Sequence[Design], shift: float) -> list[Floats] | None:
-    found = [joint for design in designs if (joint := design.joint(shift)) is not None]
-    return found if len(found) == len(designs) else None
-
-
-def _drawn_power(joints: Sequence[Floats], n: int, *, alpha: float) -> float:
-    """Share of drawn runs whose bootstrap interval tells the shift, from few resamples of each.
-
-    Few are enough for the middle and the width of an interval. The middle matters: an absolute value
-    grows under resampling where it is near 0, which pulls the interval of a closing gap towards 0.
-    """
-    shape = (_RESAMPLES, _RUNS)
-    observed, draws = np.zeros(_RUNS), np.zeros(shape)
-    for i, joint in enumerate(joints):
-        rng = stream(0, "items", str(i))
-        tables = rng.multinomial(n, _shares(joint), size=_RUNS)
-        observed += _shifts(tables)
-        draws += _shifts(rng.multinomial(n, tables / n, size=shape))
-    middle, width = draws.mean(axis=0), _quantile(alpha) * draws.std(axis=0, ddof=1)
-    told = (np.minimum(middle - width, observed) > 0) | (np.maximum(middle + width, observed) < 0)
-    return float(told.mean())
-
-
-def _shares(joint: Floats) -> Floats:
-    flat: Floats = joint.ravel() / joint.sum()
-    return flat
-
-
-def _shifts(tables: NDArray[np.int64]) -> Floats:
-    """The gap's shift of (..., 16) counts."""
-    square = tables.reshape(*tables.shape[:-1], 4, 4)
-    result: Floats = gap(square.sum(axis=-2)) - gap(square.sum(axis=-1))
-    return result
-
-
-def _squared_errors(tables: Floats) -> Floats:
-    """Squared standard error of the gap's shift, by the delta method: (B, 4, 4) counts -> (B,)."""
-    influence = _gradient(tables.sum(axis=1))[:, None, :] - _gradient(tables.sum(axis=2))[:, :, None]
-    n = tables.sum(axis=(1, 2))
-    mean = (tables * influence).sum(axis=(1, 2)) / n
-    result: Floats = (tables * (influence - mean[:, None, None]) ** 2).sum(axis=(1, 2))
-    return result
-
-
-def _gradient(counts: Floats) -> Floats:
-    """Derivative of the gap by each count: (B, 4) -> (B, 4); see `score.gap`."""
-    n = counts.sum(axis=1, keepdims=True)
-    d = signed_gap(counts)[:, None]
-    weights = np.array([-BOTH_WEIGHT, 0.0, 0.0, NEITHER_WEIGHT])
-    exponent = (counts * weights).sum(axis=1, keepdims=True) / n
-    scale = np.exp(exponent)
-    slope = np.zeros_like(counts)
+    n, weights = counts.sum(axis=-1), np.array([-BOTH_WEIGHT, 0.0, 0.0, NEITHER_WEIGHT])
+    values = np.stack([signed_gap(counts), counts @ weights / n], axis=-1)
+    influence = np.zeros((*counts.shape, 2))
+    influence[..., 1] = weights
     for right, sign in ((_UNDERSTOOD, 1), (_DRAWN, -1)):
-        total = (counts * right).sum(axis=1, keepdims=True)
-        slope += sign * (right / (total + SMOOTHING) - (1 - right) / (n - total + SMOOTHING))
-    x = np.abs(d) * scale
-    result: Floats = (np.sign(d) * scale * slope + x * (weights - exponent) / n) / (1 + x) ** 2
+        total = (counts @ right)[..., None]
+        wrong = n[..., None] - total
+        influence[..., 0] += (
+            sign * n[..., None] * (right / (total + SMOOTHING) - (1 - right) / (wrong + SMOOTHING))
+        )
+    return values.reshape(len(counts), 4), influence
+
+
+def _moved(states: Floats) -> Floats:
+    """The gap's shift: (..., 4) of signed gap and exponent, before and after."""
+    before, after = (np.abs(states[..., i]) * np.exp(states[..., i + 1]) for i in (0, 2))
+    result: Floats = after / (1 + after) - before / (1 + before)
     return result
+
+
+def _told(observed: Floats, draws: Floats, *, way: Way, alpha: float) -> float:
+    """Share of runs whose interval lies on the right side of 0, widened to its value as a report's is."""
+    end = 1 - alpha / 2 if way == "closes" else alpha / 2
+    # Of few resamples: the position at which the share beyond is right in expectation.
+    limit = np.quantile(draws, end, axis=0, method="weibull")
+    told = (np.maximum(limit, observed) < 0) if way == "closes" else (np.minimum(limit, observed) > 0)
+    return float(told.mean())
+
+
+def drawn_power(
+    joints: Sequence[Floats],
+    n: Sequence[int],
+    *,
+    way: Way,
+    alpha: float,
+    budget: Budget,
+    seed: int = 0,
+) -> float:
+    """Share of drawn runs whose bootstrap interval of the mean shift says where it went, as a report does.
+
+    Args:
+        joints: Q of each category. n: items of each.
+        way: where the shift goes: an interval on the other side of 0 tells nothing.
+        alpha: 1 minus the interval's level.
+        budget: how much is drawn. seed: of all draws.
+    """
+    resamples = budget.resamples(alpha)
+    observed, draws = np.zeros(budget.runs), np.zeros((resamples, budget.runs))
+    for i, (joint, items) in enumerate(zip(joints, n, strict=True)):
+        rng, flat = stream(seed, "power", str(i)), joint.ravel()
+        kept = np.flatnonzero(flat)  # most pairs of cells are empty
+        tables = rng.multinomial(items, flat[kept] / flat[kept].sum(), size=budget.runs)
+        again = rng.multinomial(items, tables / items, size=draws.shape)
+        observed += _shifts(tables, kept)
+        draws += _shifts(again, kept)
+    return _told(observed, draws, way=way, alpha=alpha)
+
+
+def _rounded(n: float) -> int:
+    """Up to two digits."""
+    whole = max(LEAST_ITEMS, math.ceil(n - 1e-9))
+    unit: int = 10 ** (len(str(whole)) - 2)
+    return -(-whole // unit) * unit
+
+
+def _shifts(tables: NDArray[np.int64], kept: NDArray[np.int64]) -> Floats:
+    """The gap's shift of (..., len(kept)) counts of pairs of cells."""
+    states = (tables @ _BEFORE_AND_AFTER[kept]).reshape(*tables.shape[:-1], 2, 4)
+    gaps = gap(states)
+    result: Floats = gaps[..., 1] - gaps[..., 0]
+    return result
+
+
+def _items_for(n: int, reached: float, *, power: float, alpha: float) -> int:
+    """Items that should have a power, where n items reached another; as errors go with 1 / sqrt(n)."""
+    wanted, had = (_quantile(alpha) + _normal(share) for share in (power, reached))
+    return math.ceil(n * (wanted / max(had, 0.2)) ** 2)
 
 
 def _quantile(alpha: float) -> float:

@@ -213,18 +213,24 @@ class DetectableSide:
 
 @dataclass(frozen=True)
 class DetectableCategory:
-    """The smallest shifts of one category that a run could have told; None where they have no number."""
+    """The smallest shifts of one category that a run could have told; None where they have no number.
+
+    closing, widening: of the gap; None where none that goes this way would have been told.
+    gap: the larger of the two, or the one that there is.
+    """
 
     gap: float | None
     understanding: DetectableSide | None
     generation: DetectableSide | None
+    closing: float | None = None
+    widening: float | None = None
 
 
 @dataclass(frozen=True)
 class Detectable:
     """The smallest shifts that a run could have told, by size; see detectable.py.
 
-    gap, understanding, generation: of the means over categories, from their bootstraps' standard errors.
+    gap, closing, widening, understanding, generation: of the means over categories.
     """
 
     power: float
@@ -232,3 +238,5 @@ class Detectable:
     gap: float | None
     understanding: float | None
     generation: float | None
+    closing: float | None = None
+    widening: float | None = None
