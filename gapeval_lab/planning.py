@@ -295,7 +295,11 @@ def _gap(
         items[size] = answer.n
         if size == detect:
             reached, error = answer.power, answer.error
-    detects = gap_shift(found, at_hand, alpha=alpha, power=power)
+    # Drawn with less care than the items are, so what these say of a size comes first.
+    seen = [size for size, n in items.items() if n is not None and n <= min(at_hand)]
+    if (nearly := gap_shift(found, at_hand, alpha=alpha, power=power)) is not None:
+        seen.append(nearly)
+    detects = min(seen, default=None)
     return Answer(
         "Gap Score",
         label,

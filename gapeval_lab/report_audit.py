@@ -7,8 +7,16 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from gapeval_lab.gap.audit import MEAN, OURS
-from gapeval_lab.gap.records import Audit, DetectableSide, Dispute, Variant
+from gapeval_lab.gap.audit import MEAN, OFFICIAL, OURS, SMALLEST
+from gapeval_lab.gap.records import (
+    Audit,
+    Detectable,
+    DetectableCategory,
+    DetectableSide,
+    Dispute,
+    Estimate,
+    Variant,
+)
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.report_cells import MINUS, Row, draw_rows, signed
 
@@ -16,20 +24,59 @@ NONE = "n/a"
 NAMED = 3  # categories that a warning names; the rest are counted
 _OTHERWISE = f"{OURS} with "
 
-AUDIT_COLUMNS = ("before", "after", "shift", "says")
+AUDIT_COLUMNS = ("before", "after", "shift", "sign")
 
 
 def estimators_note(outcome: Outcome) -> str:
-    """What to know before believing the sign of a shift; empty where every way of computing it agrees."""
+    """What to know before believing the sign of a shift, at a glance.
+
+    Which ways of computing the gap contradict what an interval of ours claims; where they contradict
+    nothing that is claimed, one sentence; empty where they agree.
+    """
     audit = outcome.audit
     if audit is None or audit.said is None:
         return ""
-    overall = next((d for d in audit.disputes if d.where == MEAN), None)
-    rest = [d for d in audit.disputes if d.where != MEAN]
+    if claimed := _claimed(outcome):
+        return _said(audit, claimed)
+    where = [dispute.where for dispute in audit.disputes]
+    if not where:
+        return ""
+    start = "A shift this small has no sign on which all ways of computing the gap agree"
+    if MEAN not in where:
+        start = "Ways of computing the gap differ on the sign of a category's shift that is too small to tell"
+    return f"{start}; see `gapeval-lab audit {outcome.run_id}`."
+
+
+def firm(outcome: Outcome) -> bool:
+    """True where a warning touches something that our intervals claim: the mean's shift or a category's."""
+    return outcome.audit is not None and outcome.audit.said is not None and bool(_claimed(outcome))
+
+
+def _claimed(outcome: Outcome) -> list[str]:
+    """The shifts that an interval of ours claims and another way of computing the gap does not share."""
+    audit = outcome.audit
+    if audit is None or outcome.shift is None:
+        return []
+    claims = {name: category.gap for name, category in outcome.shift.categories.items()}
+    if outcome.shift.gap is not None:
+        claims[MEAN] = outcome.shift.gap
+    doubted = [dispute.where for dispute in audit.disputes] + [MEAN] * (MEAN in audit.unsure)
+    return [name for name in dict.fromkeys(doubted) if name in claims and _leaves_out_0(claims[name])]
+
+
+def _leaves_out_0(claim: Estimate) -> bool:
+    return claim.low > 0 or claim.high < 0
+
+
+def _said(audit: Audit, names: Sequence[str]) -> str:
+    """Who says what about the shifts of these names."""
+    disputes = [dispute for dispute in audit.disputes if dispute.where in names]
+    overall = next((d for d in disputes if d.where == MEAN), None)
+    rest = [d for d in disputes if d.where != MEAN]
     said = []
     if overall is not None:
         said.append(f"Whether the gap closed depends on the estimator: {_sides(overall)}.")
-    if MEAN in audit.unsure and (published := _variant(audit, "published")) is not None:
+    if MEAN in names and MEAN in audit.unsure and (published := _variant(audit, OFFICIAL)) is not None:
         said.append(
             f"The published estimator cannot tell: its shift {signed(published.shift or 0.0)} is within its "
             f"rounding, {published.band:.3f}."
@@ -39,21 +86,13 @@ def estimators_note(outcome: Outcome) -> str:
         more = f"; and {len(rest) - NAMED} more" if len(rest) > NAMED else ""
         start = "Also" if overall else "The sign of a category's shift depends on the estimator"
         said.append(f"{start}: {shown}{more}.")
-    shift = outcome.shift.gap if outcome.shift else None
-    if overall is not None and shift is not None and shift.low <= 0 <= shift.high:
-        said.append("Our interval holds 0, too.")
     return " ".join(said)
 
 
-def firm(outcome: Outcome) -> bool:
-    """True where a warning touches something that our intervals claim: the mean's shift or a category's."""
-    if outcome.audit is None or outcome.shift is None:
-        return False
-    claims = {name: category.gap for name, category in outcome.shift.categories.items()}
-    if outcome.shift.gap is not None:
-        claims[MEAN] = outcome.shift.gap
-    found = (claims[d.where] for d in outcome.audit.disputes if d.where in claims)
-    return any(claim.low > 0 or claim.high < 0 for claim in found)
+HOW_AUDIT = (
+    "Every row is computed from the same verdicts. The sign is that of the shift alone, however small. ±: "
+    "how far rounding alone moves the published shift."
+)
 
 
 def audit_data(outcome: Outcome) -> list[Row]:
@@ -98,12 +137,20 @@ def category_columns(outcome: Outcome, *, raw: bool = False) -> list[str]:
 
 
 def audit_notes(outcome: Outcome) -> list[str]:
-    """The warning, where there is one, then what has to be known to read the tables."""
+    """Who says what about the signs, also of shifts too small to tell; then what the tables take to read."""
     if outcome.audit is None:
         return ["No audit: no item is scored in both directions, before and after."]
-    warning = estimators_note(outcome)
-    agree = "Every way of computing the gap says the same about every shift."
-    return [*([warning or agree] if outcome.audit.said else []), *outcome.audit.notes]
+    audit, notes = outcome.audit, []
+    if audit.said is not None:
+        every = [MEAN, *(d.where for d in audit.disputes)]
+        notes = [_said(audit, every) or "Every way of computing the gap says the same about every shift."]
+    shift = outcome.shift.gap if outcome.shift else None
+    if MEAN in [dispute.where for dispute in audit.disputes] and shift and not _leaves_out_0(shift):
+        notes.append(
+            f"The interval of our own shift, {signed(shift.low)} to {signed(shift.high)}, holds 0: the run "
+            "claims none of these signs."
+        )
+    return [*notes, *audit.notes]
 
 
 def draw_audit(outcome: Outcome) -> Group:
@@ -116,11 +163,11 @@ def draw_audit(outcome: Outcome) -> Group:
         if rows := category_data(outcome):
             title = "Shift of each category"
             parts += [Text(), draw_rows(title, category_columns(outcome), rows)]
-        parts.append(Text("± how far rounding alone moves the published shift", style="dim"))
+        parts.append(Text(HOW_AUDIT, style="dim"))
     return Group(*parts)
 
 
-DETECTABLE_COLUMNS = ("items", "understanding", "generation", "gap")
+DETECTABLE_COLUMNS = ("items", "understanding", "generation", "gap closes", "gap widens")
 
 
 def detectable_data(outcome: Outcome) -> list[Row]:
@@ -132,11 +179,19 @@ def detectable_data(outcome: Outcome) -> list[Row]:
     for name, category in found.categories.items():
         sides = (category.understanding, category.generation)
         n = max(side.n for side in sides if side is not None)
-        cells = (str(n), *(_side(side) for side in sides), _size(category.gap))
+        gaps = (_size(category, "closing"), _size(category, "widening")) if all(sides) else (NONE, NONE)
+        cells = (str(n), *(_side(side) for side in sides), *gaps)
         rows.append(Row(_words(name), cells, strong=name in outcome.target_categories))
-    means = (_size(found.understanding), _size(found.generation), _size(found.gap))
-    rows.append(Row("mean", ("", *means), strong=True))
+    means = [NONE if x is None else f"±{x:.3f}" for x in (found.understanding, found.generation)]
+    both = any(one.understanding and one.generation for one in found.categories.values())
+    gaps = (_size(found, "closing"), _size(found, "widening")) if both else (NONE, NONE)
+    rows.append(Row("mean", ("", *means, *gaps), strong=True))
     return rows
+
+
+def older(found: Detectable | DetectableCategory) -> bool:
+    """True of a record that has one size of the gap's shift, from its errors, and not one for each way."""
+    return found.gap is not None and found.closing is None and found.widening is None
 
 
 def detectable_note(outcome: Outcome) -> str:
@@ -150,18 +205,23 @@ def detectable_note(outcome: Outcome) -> str:
     said = []
     if sides:
         alpha = min(side.alpha for side in sides)
-        flips = "the placebo" if sides[0].source == "placebo" else "before and after (against the shift)"
-        said.append(
-            f"accuracies by category: exact McNemar, p under {alpha:.3g} (Holm, where one category shifts "
-            f"alone), flips without an effect as in {flips}"
-        )
-    said.append("gaps and means: 2.8 standard errors of the shift's bootstrap")
-    gaps = [one.gap for one in found.categories.values()]
-    if None in gaps and any(one.understanding and one.generation for one in found.categories.values()):
-        said.append("n/a: no item changed its cell there, so nothing tells how much chance moves the gap")
+        holm = " (Holm, where one category shifts alone)" if len(found.categories) > 1 else ""
+        flips = "its own that went against its shift"
+        if any(side.source == "placebo" for side in sides):
+            flips += ", or its placebo's where these are more"
+        said.append(f"Accuracies by category: exact McNemar, p under {alpha:.3g}{holm}.")
+        said.append("Gaps and means: the 95 % interval leaves out 0.")
+        said.append(f"Flips beside the effect: {flips}.")
+    two = [one for one in found.categories.values() if one.understanding and one.generation]
+    if older(found):
+        said.append("Gaps: 2.8 standard errors of the shift; `gapeval-lab audit` has them by drawn runs.")
+    elif two and (found.closing is None or any(one.closing is None for one in two)):
+        said.append("none, of a gap that closes: not even one that closes wholly would be told.")
+    if any(one.widening is None for one in two if not older(one)):
+        said.append("none, of a gap that widens: there are too few items.")
     if any(side.shift is None for side in sides):
-        said.append("none: not even the largest possible shift")
-    return "; ".join(said)
+        said.append("none, of an accuracy: not even the largest possible shift.")
+    return " ".join(said)
 
 
 def draw_detectable(outcome: Outcome) -> Group:
@@ -188,9 +248,9 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _says(shift: float, band: float) -> Literal["closed", "wider", "no shift", "cannot tell"]:
-    if abs(shift) <= band:
+    if band and abs(shift) <= band:
         return "cannot tell"
-    return "no shift" if abs(shift) <= 5e-4 else "closed" if shift < 0 else "wider"
+    return "no shift" if abs(shift) <= SMALLEST else "closed" if shift < 0 else "wider"
 
 
 def _said_of_bounds(low: float, high: float) -> str:
@@ -207,8 +267,11 @@ def _side(side: DetectableSide | None) -> str:
     return "none" if side.shift is None else f"±{side.shift:.3f}"
 
 
-def _size(value: float | None) -> str:
-    return NONE if value is None else f"±{value:.3f}"
+def _size(found: Detectable | DetectableCategory, way: Literal["closing", "widening"]) -> str:
+    if older(found):
+        return f"±{found.gap:.3f}"
+    size = getattr(found, way)
+    return "none" if size is None else f"{MINUS if way == 'closing' else '+'}{size:.3f}"
 
 
 def _variant(audit: Audit, name: str) -> Variant | None:

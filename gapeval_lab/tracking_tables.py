@@ -325,17 +325,17 @@ def detectable(outcome: Outcome) -> Table | None:
     found = outcome.detectable
     if found is None:
         return None
-    columns = ("category", "gap")
+    columns = ("category", "gap", "gap_closing", "gap_widening")
     ends = ("", "_items", "_alpha", "_noise", "_noise_from")
     rows: list[list[Any]] = []
     for name, category in found.categories.items():
-        row: list[Any] = [name, _number(category.gap)]
+        row: list[Any] = [name, *map(_number, (category.gap, category.closing, category.widening))]
         for side in (category.understanding, category.generation):
             some = (side.shift, side.n, side.alpha, side.noise, side.source) if side else (None,) * 5
             row += [_number(x) if isinstance(x, float) else x for x in some]
         rows.append(row)
     means = [_number(found.understanding), *[None] * 4, _number(found.generation), *[None] * 4]
-    rows.append(["mean", _number(found.gap), *means])
+    rows.append(["mean", *map(_number, (found.gap, found.closing, found.widening)), *means])
     return Table("13_detectable", (*columns, *(f"{side}{end}" for side in SIDES for end in ends)), rows)
 
 

@@ -89,8 +89,9 @@ def audit(
         pooled = [state for state, one in zip(("before", "after"), optima, strict=False) if one.pooled]
         if pooled:
             notes.append(
-                f"The published model, {' and '.join(pooled)}, has no optimum at which the categories still "
-                "differ in every respect: converged, it draws them together."
+                f"{CONVERGED}, {' and '.join(pooled)}: at its optimum the published model no longer lets the "
+                "categories differ freely (their covariance becomes singular), so that its gap of a single "
+                "category says little."
             )
     except FitError as error:
         notes.append(f"{str(error).capitalize()}.")
@@ -111,7 +112,7 @@ def audit(
         worst = max(still, key=lambda name: still[name])
         notes.append(
             f"The published fit is joint: it moved '{worst}' by {still[worst]:.3f}, though its cells did not "
-            "change."
+            "change; that is no finding."
         )
     return _judged(found, changed, notes)
 

@@ -35,7 +35,7 @@ _WINDOW = 12  # next larger n that must reach the power, too: an exact test's go
 _TRIES = 40  # numbers of items looked at
 _LATER = (1.25, 2.0)  # times the items at which the power must not have fallen again
 _FALLEN = 0.1  # by how much: more than what it is computed with may be off
-_STEPS = 10  # shifts looked at first, since a larger one is not always easier to tell
+_STEPS = 8  # shifts looked at first, since a larger one is not always easier to tell
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Budget:
 
 
 QUICK, CAREFUL = Budget(400, 4), Budget(1200, 6)
-NEAR = Budget(300, 3)
+NEAR = Budget(400, 4)
 
 
 Needs = Callable[[NDArray[np.int64], float], Floats]

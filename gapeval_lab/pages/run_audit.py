@@ -9,13 +9,15 @@ from gapeval_lab.report import NONE
 from gapeval_lab.report_audit import (
     AUDIT_COLUMNS,
     DETECTABLE_COLUMNS,
+    HOW_AUDIT,
     audit_data,
     audit_notes,
     detectable_note,
     estimators_note,
     firm,
+    older,
 )
-from gapeval_lab.report_cells import fixed, signed
+from gapeval_lab.report_cells import MINUS, fixed, signed
 
 
 def warning(numbers: Numbers) -> Note | None:
@@ -29,7 +31,7 @@ def audit(numbers: Numbers) -> Section | None:
     outcome = numbers.outcome
     blocks: list[Block] = []
     if outcome.audit is not None:
-        firmly = estimators_note(outcome) and firm(outcome)
+        firmly = firm(outcome)
         blocks += [
             Note(note, "warning" if firmly and not number else "quiet")
             for number, note in enumerate(audit_notes(outcome))
@@ -68,11 +70,8 @@ def _ways(numbers: Numbers) -> Table:
                     moved = joined(moved, " ± ", numbers.one(*at, "band"))
             cells = (numbers.one(*at, "before"), numbers.one(*at, "after"), moved, row.cells[-1])
         lines.append(Line(variant.name, cells, strong=variant.name == OURS))
-    how = (
-        "Each row is the same data. Estimators differ in scale; what matters is whether the shift has the "
-        "same sign. ±: how far rounding alone moves the published shift."
-    )
-    return Table("The gap, computed in other ways", AUDIT_COLUMNS, lines, how=how, corner="computed by")
+    title = "The gap, computed in other ways"
+    return Table(title, AUDIT_COLUMNS, lines, how=HOW_AUDIT, corner="computed by")
 
 
 def _categories(numbers: Numbers) -> Table:
@@ -113,19 +112,39 @@ def smallest(numbers: Numbers) -> Section | None:
             (side for side in ("understanding", "generation") if getattr(category, side) is not None),
             key=lambda side: numbers.at(*at, side, "n"),
         )
-        cells = (numbers.count(*at, larger, "n"), *sides, _size(numbers, *at, "gap"))
+        gaps = _gaps(numbers, *at) if category.understanding and category.generation else (NONE, NONE)
+        cells = (numbers.count(*at, larger, "n"), *sides, *gaps)
         lines.append(Line(label(name, outcome), cells))
-    means = (_size(numbers, "detectable", side) for side in ("understanding", "generation", "gap"))
-    lines.append(Line(MEAN, ("", *means), strong=True))
+    means = (_size(numbers, "detectable", side) for side in ("understanding", "generation"))
+    both = any(one.understanding and one.generation for one in found.categories.values())
+    gaps = _gaps(numbers, "detectable") if both else (NONE, NONE)
+    lines.append(Line(MEAN, ("", *means, *gaps), strong=True))
     power = numbers.one("detectable", "power", write=_percentage, scale=100)
-    how = joined(detectable_note(outcome)[:1].upper() + detectable_note(outcome)[1:], ".")
-    table = Table("Smallest shift", DETECTABLE_COLUMNS, lines, how=how, corner="category")
-    lead = joined("A shift of this size would have been told with a probability of ", power, " %.")
+    table = Table(
+        "Smallest shift", DETECTABLE_COLUMNS, lines, how=detectable_note(outcome), corner="category"
+    )
+    lead = joined(
+        "A shift of this size or more would have been told with a probability of ",
+        *(power, " %. One that is smaller may well be there, unseen."),
+    )
     return Section("smallest", "What this run could have seen", "Power", [table], lead=lead)
 
 
 def _size(numbers: Numbers, *keys: str | int) -> Words:
     return NONE if numbers.at(*keys) is None else joined("±", numbers.one(*keys))
+
+
+def _gaps(numbers: Numbers, *keys: str | int) -> tuple[Words, Words]:
+    """As a gap closes, and as it widens."""
+    found = numbers.outcome.detectable
+    one = found.categories[str(keys[-1])] if found and len(keys) > 1 else found
+    if one is not None and older(one):
+        return _size(numbers, *keys, "gap"), _size(numbers, *keys, "gap")
+    sizes: list[Words] = []
+    for sign, way in ((MINUS, "closing"), ("+", "widening")):
+        none = numbers.at(*keys, way) is None
+        sizes.append("none" if none else joined(sign, numbers.one(*keys, way)))
+    return sizes[0], sizes[1]
 
 
 def _percentage(value: float) -> str:
