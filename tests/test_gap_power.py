@@ -6,24 +6,28 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gapeval_lab.gap.design import Design, Together, design, smoothed
 from gapeval_lab.gap.detectable import detectable
 from gapeval_lab.gap.power import (
-    LEAST_ITEMS,
-    Design,
-    bootstrapped_power,
+    Budget,
+    drawn_power,
     gap_items,
     gap_shift,
+    interval,
     mcnemar_items,
     mcnemar_power,
     mcnemar_shift,
-    shift_variance,
+    near_power,
 )
 from gapeval_lab.gap.score import gap, gap_report
 from gapeval_lab.gap.shift import mcnemar, shift_report
 from gapeval_lab.gap.table import ItemVerdict, cells
 from gapeval_lab.planning import cells_of_accuracies
 
-PLAIN = Design(cells_of_accuracies(0.8, 0.5, 0.2), (0.03, 0.03), (1, 0), 300)
+NOISE = (0.03, 0.03)
+PLAIN = design(cells_of_accuracies(0.8, 0.5, 0.2), NOISE, "closes")
+SMALL = design(cells_of_accuracies(0.72, 0.7, 0.2), NOISE, "widens")  # a gap near 0
+TOLD = {"alpha": 0.05, "power": 0.8}
 
 
 @pytest.mark.parametrize(
@@ -57,16 +61,30 @@ def test_what_no_items_can_tell_is_none() -> None:
     assert mcnemar_items(0.5, noise=0.3, alpha=0.05, power=0.8) is None
     assert mcnemar_shift(5, noise=0.0, alpha=0.05, power=0.8) is None
     assert mcnemar_shift(30, noise=0.0, alpha=0.05, power=0.8, room=0.1) is None
-    assert gap_items([PLAIN], 0.9, alpha=0.05, power=0.8) is None
-    flat = Design((0.5, 0.0, 0.0, 0.5), (0.02, 0.02), (1, 0), 100)
-    assert gap_shift([flat], [100], alpha=0.05, power=0.8) is None
+    still = Together((Design((0.5, 0.0, 0.0, 0.5), (0.02, 0.02), (1, 0)),))
+    assert still.widest == 0 and still.joints(0.1) is None and gap_shift(still, [100], **TOLD) is None
+    few = Together((PLAIN,))
+    assert gap_shift(few, [10], **TOLD) is None
+    assert few.joints(few.gap + 0.01) is None
+
+
+def test_the_interval_s_rule_is_that_of_a_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    for n, gain, lose in ((300, 0.02, 0.0), (300, 0.06, 0.03)):
+        drawn = rng.multinomial(n, [gain, lose, 1 - gain - lose], size=400)
+        again = rng.multinomial(n, drawn / n, size=(800, 400))
+        limits = np.percentile(again[..., 0] - again[..., 1], [2.5, 97.5], axis=0)
+        told = ((limits[0] > 0) | (limits[1] < 0)).mean()
+        power = mcnemar_power(n, gain=gain, lose=lose, alpha=0.05, needs=interval)
+        assert power == pytest.approx(told, abs=0.07)
 
 
 def test_flips_of_noise_leave_the_cells_and_the_moves_make_the_shift() -> None:
     q = PLAIN.joint(0.1)
     assert q.sum() == pytest.approx(1) and (q >= 0).all()
     assert np.allclose(q.sum(axis=1), PLAIN.cells)
-    assert float(gap(300 * q.sum(axis=1)) - gap(300 * q.sum(axis=0))) == pytest.approx(0.1, abs=1e-4)
+    shift = gap(q.sum(axis=0), smoothing=0) - gap(q.sum(axis=1), smoothing=0)
+    assert float(shift) == pytest.approx(-0.1, abs=1e-4)
     still = PLAIN.joint(0.0)
     assert np.allclose(still.sum(axis=0), PLAIN.cells)
     right = np.array([True, True, False, False])
@@ -74,43 +92,65 @@ def test_flips_of_noise_leave_the_cells_and_the_moves_make_the_shift() -> None:
     assert still[~right][:, right].sum() == pytest.approx(0.03)
 
 
-def test_the_delta_method_s_error_is_that_of_drawn_runs() -> None:
-    q, n = PLAIN.joint(0.1), 300
-    draws = np.random.default_rng(0).multinomial(n, q.ravel() / q.sum(), size=20_000).reshape(-1, 4, 4)
-    shifts = gap(draws.sum(axis=1)) - gap(draws.sum(axis=2))
-    assert shifts.std() == pytest.approx((shift_variance(q, n=n) / n) ** 0.5, rel=0.03)
+def test_a_gap_closes_to_0_and_not_across_it_and_widens_from_there() -> None:
+    assert PLAIN.way == "closes" and PLAIN.widest == pytest.approx(PLAIN.gap)
+    after = PLAIN.joint(PLAIN.widest).sum(axis=0)
+    assert after[1] == pytest.approx(after[2], abs=1e-3)  # as many told only as drawn only
+    assert SMALL.way == "widens" and SMALL.gap < 0.1 < 0.4 < SMALL.widest
+    counts = [83, 15, 16, 6]
+    assert sum(smoothed(counts)) == pytest.approx(1)
+    assert design(smoothed(counts), NOISE, "closes").gap == pytest.approx(gap(np.array(counts)), abs=0.002)
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_the_gap_s_items_have_the_power_when_reports_are_drawn(count) -> None:
-    designs = [PLAIN] * count
-    n = gap_items(designs, 0.1, alpha=0.05, power=0.8)
-    assert n == gap_items(designs, 0.1, alpha=0.05, power=0.8)  # seeded
-    reached = bootstrapped_power(designs, 0.1, [n] * count, alpha=0.05, seed=5, runs=400, replicates=150)
-    assert reached == pytest.approx(0.8, abs=0.07)
-    assert (
-        bootstrapped_power(designs, 0.1, [n // 3] * count, alpha=0.05, seed=5, runs=200, replicates=100) < 0.6
-    )
-    assert gap_shift(designs, [n] * count, alpha=0.05, power=0.8) == pytest.approx(0.1, abs=0.015)
-    assert gap_items(designs, 0.2, alpha=0.05, power=0.8) >= LEAST_ITEMS
+def test_a_mean_closes_in_proportion_and_widens_alike() -> None:
+    small = design(SMALL.cells, NOISE, "closes")
+    both = Together((PLAIN, small))
+    assert both.widest == pytest.approx(both.gap)
+    left = [float(gap(q.sum(axis=0), smoothing=0)) for q in both.joints(both.gap / 2)]
+    assert left == pytest.approx([PLAIN.gap / 2, small.gap / 2], abs=1e-4)
+    wider = Together((design(PLAIN.cells, NOISE, "widens"), SMALL))
+    grown = [float(gap(q.sum(axis=0), smoothing=0)) for q in wider.joints(0.1)]
+    assert grown == pytest.approx([PLAIN.gap + 0.1, SMALL.gap + 0.1], abs=1e-4)
+    assert Together((PLAIN, SMALL)).widest == 0  # one closes, one widens
 
 
-def test_the_bootstrapped_power_is_that_of_the_report_itself() -> None:
-    # 25 drawn runs, each as a report has it, against the share that the simulation gives.
-    q, told = PLAIN.joint(0.1), 0
-    rng, codes = (
-        np.random.default_rng(3),
-        np.array([(True, True), (True, False), (False, True), (False, False)]),
-    )
-    for seed in range(25):
+@pytest.mark.parametrize(("one", "size"), [(PLAIN, 0.1), (PLAIN, 0.9 * PLAIN.gap), (SMALL, 0.2)])
+def test_the_items_have_the_power_when_reports_are_drawn_and_so_have_more(one, size) -> None:
+    found = Together((one,))
+    joints, budget = found.joints(size), Budget(400, 4)
+    answer = gap_items(joints, way=found.way, budget=budget, **TOLD)
+    assert answer == gap_items(joints, way=found.way, budget=budget, **TOLD)  # seeded
+    assert 0.8 <= answer.power <= 0.9
+
+    def told(n: int) -> float:
+        return drawn_power(joints, [n], way=found.way, alpha=0.05, budget=budget, seed=5)
+
+    assert told(answer.n // 2) < 0.72
+    assert [told(answer.n), told(2 * answer.n)] > [0.74, 0.78]
+    assert near_power(joints, [answer.n], way=found.way, alpha=0.05) == pytest.approx(0.8, abs=0.08)
+
+
+def test_the_smallest_shift_of_so_many_items_is_the_shift_that_takes_so_many() -> None:
+    found = Together((PLAIN, PLAIN))
+    answer = gap_items(found.joints(0.1), way="closes", budget=Budget(400, 4), **TOLD)
+    assert gap_shift(found, [answer.n] * 2, **TOLD) == pytest.approx(0.1, abs=0.015)
+    assert answer.n < gap_items(Together((PLAIN,)).joints(0.1), way="closes", budget=Budget(400, 4), **TOLD).n
+
+
+def test_a_drawn_power_is_that_of_the_report_itself() -> None:
+    # 60 drawn runs, each as a report has it, against the share that the simulation gives.
+    rng, told = np.random.default_rng(3), 0
+    codes = np.array([(True, True), (True, False), (False, True), (False, False)])
+    q = PLAIN.joint(0.1)
+    for seed in range(60):
         pairs = rng.choice(16, size=150, p=q.ravel() / q.sum())
         before, after = (
             [ItemVerdict("a", *map(bool, codes[i])) for i in one] for one in (pairs // 4, pairs % 4)
         )
-        shift = shift_report(before, after, seed=seed, replicates=400).gap
-        told += shift.low > 0 or shift.high < 0
-    share = bootstrapped_power([PLAIN], 0.1, [150], alpha=0.05, seed=1, runs=500, replicates=200)
-    assert told / 25 == pytest.approx(share, abs=0.25)
+        told += shift_report(before, after, seed=seed, replicates=400).gap.high < 0
+    share = drawn_power([q], [150], way="closes", alpha=0.05, budget=Budget(400, 5), seed=1)
+    assert told / 60 == pytest.approx(share, abs=0.15)
+    assert drawn_power([q], [150], way="widens", alpha=0.05, budget=Budget(400, 5)) < 0.01
 
 
 def items(name: str, *groups: tuple[int, bool | None, bool | None]) -> list[ItemVerdict]:
@@ -128,26 +168,31 @@ def test_a_run_s_smallest_shifts_come_from_its_own_flips_and_its_bootstrap() -> 
     control = [*before[:37], *[v._replace(generation=False) for v in before[37:40]], *before[40:]]
     report, shift = gap_report(cells(before), seed=0, official=False), shift_report(before, after, seed=0)
     placebo = shift_report(before, control, seed=0)
-    found = detectable(report, shift, placebo, seed=0)
+    found = detectable(report, shift, placebo)
     moved = found.categories["a"]
     assert moved.generation.noise == 3 / 2 / 100 and moved.generation.source == "placebo"
     assert moved.generation.alpha == 0.025  # two categories
     assert moved.generation.shift == mcnemar_shift(100, noise=0.015, alpha=0.025, power=0.8, room=0.6 - 0.015)
-    # 2.8 standard errors: the report's interval is 3.92 of them wide.
-    width = shift.categories["a"].gap.high - shift.categories["a"].gap.low
-    assert moved.gap == pytest.approx(2.8 * width / 3.92, rel=0.05)
-    mean = shift.gap.high - shift.gap.low
-    assert found.gap == pytest.approx(2.8 * mean / 3.92, rel=0.05)
-    # Nothing changed in b: its gap has no error to tell, its test still has its number of items.
-    assert found.categories["b"].gap is None
+    # The shift promised is told in so many drawn runs.
+    counts = smoothed([40, 40, 0, 20])
+    for way, size in (("closes", moved.closing), ("widens", moved.widening)):
+        joint = design(counts, (moved.understanding.noise, 0.015), way).joint(size)
+        share = drawn_power([joint], [100], way=way, alpha=0.05, budget=Budget(400, 4), seed=9)
+        assert 0.74 < share < 0.9
+    assert moved.gap == max(moved.closing, moved.widening)
+    assert found.gap is not None and found.generation < moved.generation.shift
+    # Nothing changed in b, and it has its numbers.
     assert found.categories["b"].generation.shift == mcnemar_shift(50, noise=0.0, alpha=0.025, power=0.8)
-    alone = detectable(report, shift, None, seed=0).categories["a"].generation
+    assert found.categories["b"].gap is not None
+    alone = detectable(report, shift, None).categories["a"].generation
     assert (alone.noise, alone.source) == (0.0, "before and after")  # 20 gained, none lost
 
 
-def test_a_run_that_changed_nothing_has_no_smallest_gap_shift() -> None:
-    same = items("a", (40, True, True), (40, True, False))
-    report, shift = gap_report(cells(same), seed=0, official=False), shift_report(same, same, seed=0)
-    found = detectable(report, shift, None, seed=0)
-    assert found.gap is None and found.understanding is None
-    assert found.categories["a"].understanding.shift is not None
+def test_flips_against_a_run_s_shift_count_where_they_are_more_than_the_placebo_s() -> None:
+    before = items("a", (50, True, True), (50, True, False))
+    after = items("a", (40, True, True), (10, True, False), (30, True, True), (20, True, False))
+    report, shift = gap_report(cells(before), seed=0, official=False), shift_report(before, after, seed=0)
+    still = shift_report(before, before, seed=0)
+    found = detectable(report, shift, still).categories["a"].generation
+    assert (found.noise, found.source) == (0.1, "before and after")
+    assert detectable(report, still, still).categories["a"].generation.source == "placebo"

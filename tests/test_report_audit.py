@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from factories import CATEGORIES, make_outcome, without_after
@@ -12,9 +13,17 @@ from typer.testing import CliRunner
 from gapeval_lab import cli
 from gapeval_lab.auditing import audited
 from gapeval_lab.errors import UserError
+from gapeval_lab.gap.power import Budget
 from gapeval_lab.gap.records import Audit, Dispute, Estimate, Variant
 from gapeval_lab.outcome import Outcome
-from gapeval_lab.planning import basis_of_accuracies, basis_of_run, cells_of_accuracies, correlations, plan
+from gapeval_lab.planning import (
+    Basis,
+    basis_of_accuracies,
+    basis_of_run,
+    cells_of_accuracies,
+    correlations,
+    plan,
+)
 from gapeval_lab.report import draw_outcome
 from gapeval_lab.report_audit import (
     audit_data,
@@ -25,7 +34,7 @@ from gapeval_lab.report_audit import (
     estimators_note,
     firm,
 )
-from gapeval_lab.report_plan import plan_columns, plan_data
+from gapeval_lab.report_plan import draw_plan, plan_columns, plan_data
 from gapeval_lab.tracking_scalars import scalars
 from gapeval_lab.tracking_tables import pairs, tables
 from gapeval_lab.tracking_values import note, tags
@@ -73,14 +82,34 @@ def test_the_warning_names_who_says_what(outcome) -> None:
         "published, ours with items pooled."
     )
     assert firm(found)
-    loose = with_audit(outcome, found.audit, low=-0.1, high=0.02)
-    assert estimators_note(loose).endswith("Our interval holds 0, too.") and not firm(loose)
     several = [Dispute(name, ["ours"], ["published"]) for name in (*CATEGORIES, "more")]
-    text = estimators_note(with_audit(outcome, Audit([OURS], "disagree", several), low=-0.1, high=-0.02))
-    assert text.startswith(
-        "The sign of a category's shift depends on the estimator: world knowledge (closed by"
-    )
+    some = with_audit(outcome, Audit([OURS], "disagree", several), low=-0.1, high=-0.02)
+    text = audit_notes(some)[0]
+    assert text.startswith("The sign of a category's shift depends on the estimator: world knowledge (closed")
     assert text.endswith("; and 2 more.")
+
+
+def test_what_the_run_does_not_claim_is_one_sentence_and_the_audit_has_it_all(outcome) -> None:
+    dispute = Dispute("mean", ["published"], ["ours"])
+    audit = Audit([OURS, PUBLISHED], "disagree", [dispute], ["mean"])
+    loose = with_audit(outcome, audit, low=-0.1, high=0.02)
+    assert not firm(loose)
+    assert estimators_note(loose) == (
+        "A shift this small has no sign on which all ways of computing the gap agree; see `gapeval-lab audit "
+        f"{outcome.run_id}`."
+    )
+    whole = audit_notes(loose)
+    assert "closed by ours; wider by published. The published estimator cannot tell" in whole[0]
+    assert whole[1].startswith("The interval of our own shift, −0.100 to +0.020, holds 0")
+    of_category = Audit([OURS], "disagree", [Dispute("nowhere", ["ours"], ["published"])])
+    text = estimators_note(with_audit(outcome, of_category, low=-0.1, high=-0.02))
+    assert text.startswith("Ways of computing the gap differ on the sign of a category's shift that is too")
+    unsure = with_audit(
+        outcome, Audit([OURS, PUBLISHED], "within rounding", [], ["mean"]), low=-0.1, high=0.1
+    )
+    assert estimators_note(unsure) == ""  # neither claims anything
+    claimed = with_audit(outcome, audit, low=-0.1, high=-0.02)
+    assert firm(claimed) and estimators_note(claimed) == whole[0]
 
 
 def test_within_rounding_is_said_and_agreement_is_silent(outcome) -> None:
@@ -93,6 +122,8 @@ def test_within_rounding_is_said_and_agreement_is_silent(outcome) -> None:
     quiet = with_audit(outcome, Audit([OURS], "agree"), low=-0.1, high=-0.02)
     assert estimators_note(quiet) == ""
     assert audit_notes(quiet) == ["Every way of computing the gap says the same about every shift."]
+    none = replace(OURS, shift=0.0)
+    assert audit_data(with_audit(outcome, Audit([none], "agree"), low=0, high=0))[0].cells[-1] == "no shift"
     assert [tags(one).get("gapeval.estimators") for one in (rounding, quiet)] == ["within rounding", "agree"]
 
 
@@ -101,7 +132,7 @@ def test_it_stands_under_the_headline_and_in_mlflow_s_note(outcome) -> None:
     found = with_audit(outcome, Audit([OURS, PUBLISHED], "disagree", [dispute]), low=-0.1, high=-0.02)
     lines = printed(draw_outcome(found)).splitlines()
     assert lines[1].rstrip() == estimators_note(found)
-    assert note(found, compare_link=None).splitlines()[2] == estimators_note(found)
+    assert note(found, links={}).splitlines()[2] == estimators_note(found)
     assert "Smallest shift this run could see, 80 % power" in printed(draw_outcome(found))
 
 
@@ -123,8 +154,27 @@ def test_mlflow_has_few_numbers_and_the_tables_the_rest(outcome) -> None:
 def test_smallest_shifts_are_rows_with_their_reasons(outcome) -> None:
     rows = detectable_data(outcome)
     assert [row.label for row in rows][-1] == "mean" and len(rows) == 5
-    assert "flips without an effect as in the placebo" in detectable_note(outcome)
+    assert "Flips beside the effect: its own that went against its shift" in detectable_note(outcome)
     assert "p under 0.0125" in detectable_note(outcome)
+    first = {
+        name: replace(one, closing=None, widening=0.25) for name, one in outcome.detectable.categories.items()
+    }
+    found = replace(outcome.detectable, categories=first, closing=None, widening=0.2, gap=0.2)
+    told = outcome.model_copy(update={"detectable": found})
+    assert [row.cells[-2:] for row in detectable_data(told)] == [("none", "+0.250")] * 4 + [
+        ("none", "+0.200")
+    ]
+    assert "not even one that closes wholly would be told" in detectable_note(told)
+
+
+def test_an_older_record_has_one_size_of_the_gap_s_shift(outcome) -> None:
+    stored = json.loads(outcome.model_dump_json())["detectable"]
+    for one in (stored, *stored["categories"].values()):
+        del one["closing"], one["widening"]
+        one["gap"] = 0.125
+    found = outcome.model_validate({**outcome.model_dump(mode="json"), "detectable": stored})
+    assert {row.cells[-2:] for row in detectable_data(found)} == {("±0.125", "±0.125")}
+    assert "2.8 standard errors" in detectable_note(found)
 
 
 def test_a_run_without_an_after_is_audited_as_a_state(outcome) -> None:
@@ -148,17 +198,43 @@ def test_a_plan_from_accuracies_and_one_from_a_run(few, outcome) -> None:
     ]
     for answer in found.answers:
         sizes = [n for n in answer.items.values() if n is not None]
-        assert sizes == sorted(sizes, reverse=True) and list(answer.items) == [0.02, 0.05, 0.1, 0.15, 0.2]
-        assert answer.power == pytest.approx(0.8, abs=0.15) and 0 < answer.detects < 0.2
-    assert plan_columns(found)[-3:] == ["power at 0.15", "with", "detects"] and len(plan_data(found)) == 4
+        assert sizes == sorted(sizes, reverse=True) and list(answer.items) == [0.02, 0.15, 0.3]
+        assert 0.8 <= answer.power < 0.9 and 0 < answer.detects < 0.2 and not answer.reasons
+    assert [answer.way for answer in found.answers] == [None, None, "closes", "closes"]
+    assert plan_columns(found, "McNemar")[-2:] == ["power at 0.15", "448 items tell"]
+    assert plan_columns(found, "Gap Score")[:2] == ["gap before", "shift"]
+    assert len(plan_data(found, "McNemar")) == len(plan_data(found, "Gap Score")) == 2
     assert "0.8 told, 0.6 drawn, correlation 0.3 (defaults)" in found.assumed[1]
     own = basis_of_run(outcome, None)
     cells = outcome.before.gap.categories["reasoning"].cells
-    assert own.cells["reasoning"][0] == cells.both / cells.n and own.items[-1] == cells.n
-    placebo = outcome.placebo_shift.categories.values()
-    expected = sum(c.generation.gained + c.generation.lost for c in placebo) / 2 / sum(c.n for c in placebo)
-    assert own.noise[1] == expected and "placebo" in own.notes[1]
+    assert own.cells["reasoning"][0] == (cells.both + 0.25) / (cells.n + 1) and own.items[-1] == cells.n
+    placebo, moved = (s.categories.values() for s in (outcome.placebo_shift, outcome.shift))
+    flipped = sum(c.generation.gained + c.generation.lost for c in placebo) / 2 / sum(c.n for c in placebo)
+    against = sum(min(c.generation.gained, c.generation.lost) for c in moved) / sum(c.n for c in moved)
+    assert own.noise[1] == max(flipped, against) and "placebo" in own.notes[1]
     assert basis_of_run(outcome, 0.08).noise == (0.04, 0.04)
+
+
+def test_what_cannot_be_is_said_with_its_reason(few, monkeypatch) -> None:
+    monkeypatch.setattr("gapeval_lab.planning.SIZES", ())
+    even = Basis(
+        "here", {"near": (0.6, 0.12, 0.13, 0.15), "far": (0.4, 0.4, 0.05, 0.15)}, (0, 0), (20, 20), 2, ()
+    )
+    found = plan(even, detect=0.3, power=0.8, alpha=0.05)
+    near, far, mean = found.answers[2:]
+    assert (near.way, far.way, mean.way) == ("widens", "closes", "closes")
+    assert near.items[0.3] and far.items[0.3] and near.gap < 0.1
+    closing = plan(even, detect=0.3, power=0.8, alpha=0.05, way="closes").answers[2]
+    assert (
+        closing.items[0.3] is None
+        and closing.reasons[0.3] == f"it cannot close by more than there is, {near.gap:.3f}"
+    )
+    text = printed(draw_plan(plan(even, detect=0.9, power=0.8, alpha=0.05)))
+    assert "cannot: understanding, 0.9: no accuracy has room for so large a shift: 0.800 at most." in text
+    assert re.search(r"cannot: far, (0.3, )?0.9: these moves shift it by 0.\d+ at most\.", text)
+    assert "none: the items at hand tell no shift" in text
+    mixed = plan(even, detect=0.3, power=0.8, alpha=0.05, moves=(2, 0)).answers[-1]
+    assert "close some gaps and widen others" in mixed.reasons[0.3]
 
 
 def test_cells_keep_the_accuracies_and_refuse_what_cannot_be() -> None:
@@ -173,8 +249,9 @@ def test_cells_keep_the_accuracies_and_refuse_what_cannot_be() -> None:
 @pytest.fixture
 def few(monkeypatch) -> None:
     """Fewer drawn runs than a person waits for."""
-    monkeypatch.setattr("gapeval_lab.gap.power._RUNS", 100)
-    monkeypatch.setattr("gapeval_lab.planning.DRAWS", 10_000)
+    monkeypatch.setattr("gapeval_lab.planning.CAREFUL", Budget(300, 3))
+    monkeypatch.setattr("gapeval_lab.planning.QUICK", Budget(200, 3))
+    monkeypatch.setattr("gapeval_lab.planning.SIZES", (0.02, 0.3))
 
 
 @pytest.fixture
@@ -216,8 +293,9 @@ def test_the_commands_print_and_write(home, outcome) -> None:
     )
     assert "1 category, 50 items each" in text and "0.7 told" in text
     stored = json.loads(planned.read_text())
-    mcnemar = stored["answers"][0]["items"]["0.2"]
-    assert re.search(rf"McNemar, understanding .* {mcnemar} ", text)
+    needed = stored["answers"][0]["items_per_category_by_shift"]["0.2"]
+    assert re.search(rf"understanding .* {needed} ", text)
+    assert stored["answers"][2]["at_asked_shift"]["power"] >= 0.8
     assert "cells before: the run's own" in run("plan", "--from", "run-1", "--detect", "0.2")
 
 
@@ -230,8 +308,11 @@ def test_the_commands_print_and_write(home, outcome) -> None:
         (("plan", "--moves", "up:down"), "--moves: 'up:down' is not two of"),
         (("plan", "--from", "run-1", "--told", "0.5"), "--told: --from takes it from the run"),
         (("plan", "--changed", "1.2"), "--changed: 1.2 is no share"),
+        (("plan", "--way", "up"), "--way: 'up' is neither closes nor widens"),
+        (("plan", "--way", "closes", "--moves", "both:neither"), "--way: --moves says already"),
         (("plan", "--categories", "0"), "--categories: 0 cannot be"),
         (("audit", "last", "--steps", "a,b"), "--steps: 'a,b' is no list"),
+        (("audit", "last", "--steps", "0"), "--steps: '0' is no list"),
         (("audit", "nothing"), "run: 'nothing' is no finished run"),
     ],
 )
