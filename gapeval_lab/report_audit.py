@@ -27,11 +27,15 @@ _OTHERWISE = f"{OURS} with "
 AUDIT_COLUMNS = ("before", "after", "shift", "sign")
 
 
-def estimators_note(outcome: Outcome) -> str:
+def estimators_note(outcome: Outcome, *, see: str = "") -> str:
     """What to know before believing the sign of a shift, at a glance.
 
     Which ways of computing the gap contradict what an interval of ours claims; where they contradict
     nothing that is claimed, one sentence; empty where they agree.
+
+    Args:
+        outcome: an audited run.
+        see: where the rest stands; by default the command that prints it.
     """
     audit = outcome.audit
     if audit is None or audit.said is None:
@@ -44,7 +48,7 @@ def estimators_note(outcome: Outcome) -> str:
     start = "A shift this small has no sign on which all ways of computing the gap agree"
     if MEAN not in where:
         start = "Ways of computing the gap differ on the sign of a category's shift that is too small to tell"
-    return f"{start}; see `gapeval-lab audit {outcome.run_id}`."
+    return f"{start}; see {see or f'`gapeval-lab audit {outcome.run_id}`'}."
 
 
 def firm(outcome: Outcome) -> bool:

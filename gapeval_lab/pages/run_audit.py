@@ -19,10 +19,12 @@ from gapeval_lab.report_audit import (
 )
 from gapeval_lab.report_cells import MINUS, fixed, signed
 
+TITLE = "Other ways to compute the gap"
+
 
 def warning(numbers: Numbers) -> Note | None:
     """What stands under the answer where it depends on how the gap is computed."""
-    said = estimators_note(numbers.outcome)
+    said = estimators_note(numbers.outcome, see=f"“{TITLE}” below")
     return Note(said, "warning" if firm(numbers.outcome) else "quiet") if said else None
 
 
@@ -32,14 +34,20 @@ def audit(numbers: Numbers) -> Section | None:
     blocks: list[Block] = []
     if outcome.audit is not None:
         firmly = firm(outcome)
-        blocks += [
-            Note(note, "warning" if firmly and not number else "quiet")
-            for number, note in enumerate(audit_notes(outcome))
-        ]
+        first, *rest = audit_notes(outcome) if outcome.audit.said else ["", *audit_notes(outcome)]
+        if first:
+            blocks.append(Note(first, "warning" if firmly else "plain"))
         if (lowest := numbers.logged("audit/lowest")) != NONE:
-            range_ = joined("The shift lies between ", lowest, " and ", numbers.logged("audit/highest"), ".")
+            range_ = joined(
+                "By all of these ways the shift lies between ",
+                lowest,
+                " and ",
+                numbers.logged("audit/highest"),
+                ".",
+            )
             blocks.append(Note(range_))
         blocks.append(_ways(numbers))
+        blocks += [Note(note, "quiet") for note in rest]
         if outcome.after is not None:
             blocks.append(Fold("Shift of each category, computed in other ways", [_categories(numbers)]))
     if (section := published(numbers)) is not None:
@@ -47,7 +55,7 @@ def audit(numbers: Numbers) -> Section | None:
     if not blocks:
         return None
     lead = "Does the answer depend on how the score is computed?"
-    return Section("audit", "Other ways to compute the gap", "Audit", blocks, lead=lead)
+    return Section("audit", TITLE, "Audit", blocks, lead=lead)
 
 
 def _ways(numbers: Numbers) -> Table:
