@@ -25,6 +25,7 @@ NAMES = {LEADERBOARD: "0 · Leaderboard", GAP_SHIFT: "1 · Gap shift (charts)"}
 SUPPORTED_MAJOR = "3"
 AXES = 5  # parallel coordinates are unreadable beyond
 BARS = 4  # metrics in one bar card
+WIDE, NARROW, SORTED = 140, 95, 165  # pixels of columns: their names are whole, also beside the sorting arrow
 _HEADER = "deflate;"
 _log = logging.getLogger(__name__)
 
@@ -99,7 +100,8 @@ def leaderboard_state() -> dict[str, Any]:
     columns = [_column("metrics", key) for key in scores]
     columns += [_column("params", key) for key in ("method", "target", "direction")]
     columns += [_column("tags", "verdict"), _column("attributes", "Created")]
-    widths = {column: 110 for column in columns} | {_column("params", "target"): 150}
+    widths = {column: WIDE if column.startswith("metrics") else NARROW for column in columns}
+    widths |= {columns[2]: SORTED, _column("params", "target"): WIDE}
     return _base_state() | {"selectedColumns": columns, "columnOrder": columns, "columnWidths": widths}
 
 

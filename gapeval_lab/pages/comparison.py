@@ -85,6 +85,8 @@ def headline(comparison: Comparison) -> str:
         which = "smaller" if _side(pair) < 0 else "larger"
         return f"Run {pair.number} ends with a {which} gap than run {base}: {spread(gap)}"
     smaller, larger = (sum(_side(pair) == side for pair in told) for side in (-1, 1))
+    if not smaller and not larger:
+        return f"No difference of the gap can be told between run {base} and any of the other {len(told)}"
     return (
         f"Of {len(told)} runs, {smaller} end with a smaller gap than run {base}, {larger} with a larger one; "
         f"of the other {len(told) - smaller - larger} no difference can be told"
