@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,6 +26,13 @@ from gapeval_lab.interfaces import UMM, Intervention, Lesson, Training, side_of
 from gapeval_lab.items import Direction, Example, Fact
 
 
+class Fit(NamedTuple):
+    """What an intervention gave for a fresh model and seed 0, and what it logged."""
+
+    delta: WeightDelta
+    points: list[tuple[str, float, int]]
+
+
 @dataclass(frozen=True)
 class Case:
     """A model maker (a fresh, identical model per call), facts it can be taught, texts of its domain."""
@@ -33,6 +40,7 @@ class Case:
     make_umm: Callable[[], UMM]
     facts: Sequence[Fact]
     texts: Sequence[str]
+    _fits: dict[tuple[type, str], Fit] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def training(self) -> Training:
@@ -54,6 +62,15 @@ class Case:
             log=log or (lambda *point: None),
             training=self.training,
         )
+
+    def fitted(self, intervention: Any) -> Fit:
+        """A fit as anyone makes it, once for all checks that look at nothing but what it gives."""
+        key = (type(intervention), intervention.model_dump_json())
+        if key not in self._fits:
+            points: list[tuple[str, float, int]] = []
+            delta = self.fit(intervention, self.make_umm(), log=lambda *point: points.append(point))
+            self._fits[key] = Fit(delta, points)
+        return self._fits[key]
 
 
 @dataclass(frozen=True)
@@ -164,13 +181,11 @@ def gives_the_same_delta_for_the_same_seed(intervention: Any, case: Case) -> Non
 def works_without_gradients_outside(intervention: Any, case: Case) -> None:
     with torch.no_grad():
         inside = case.fit(intervention, case.make_umm())
-    assert inside.digest == case.fit(intervention, case.make_umm()).digest
+    assert inside.digest == case.fitted(intervention).delta.digest
 
 
 def gives_a_delta_that_fits(intervention: Any, case: Case) -> None:
-    umm = case.make_umm()
-    delta = case.fit(intervention, umm)
-    root = umm.backbone().root
+    delta, root = case.fitted(intervention).delta, case.make_umm().backbone().root
     before = Snapshot.of(root).tensors
     assert delta.is_finite and not delta.is_zero
     with delta.applied(root):
@@ -183,8 +198,7 @@ def gives_a_delta_that_fits(intervention: Any, case: Case) -> None:
 def makes_the_new_answers_likelier(intervention: Any, case: Case) -> None:
     if intervention.direction == "image":
         pytest.skip("teaches through pictures; its own tests say what becomes likelier")
-    umm = case.make_umm()
-    delta = case.fit(intervention, umm)
+    umm, delta = case.make_umm(), case.fitted(intervention).delta
     examples = [Example(fact.edit.understand, fact.target_new) for fact in case.facts]
     with torch.no_grad():
         before = umm.loss(examples, Direction.UNDERSTANDING)
@@ -194,8 +208,7 @@ def makes_the_new_answers_likelier(intervention: Any, case: Case) -> None:
 
 
 def logs_a_finite_loss(intervention: Any, case: Case) -> None:
-    points: list[tuple[str, float, int]] = []
-    case.fit(intervention, case.make_umm(), log=lambda *point: points.append(point))
+    points = case.fitted(intervention).points
     curve = [(value, step) for name, value, step in points if name == "train/loss"]
     assert curve
     assert all(type(value) is float and math.isfinite(value) for _, value, _ in points)

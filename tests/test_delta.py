@@ -349,13 +349,41 @@ def test_digest_sees_names_kinds_and_bits():
     assert len({variant.digest for variant in variants}) == len(variants)
 
 
-def test_the_digest_is_the_same_in_another_process_and_for_any_file(tmp_path):
+ELSEWHERE = """
+import sys
+import torch
+from gapeval_lab.delta import WeightDelta, fingerprint
+torch.manual_seed(0)
+print(fingerprint(torch.nn.Linear(5, 3).bfloat16()))
+print(WeightDelta.load(sys.argv[1]).digest)
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """A stored delta; and what two processes with other hash seeds print of a layer and of it."""
+    path = WeightDelta({"w": LowRank(torch.ones(2, 1), torch.arange(3.0)[None])}).save(
+        tmp_path_factory.mktemp("stored") / "delta"
+    )
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", ELSEWHERE, str(path)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed},
+        ).stdout.splitlines()
+        for seed in ("1", "2")
+    ]
+    return path, *(set(lines) for lines in zip(*printed, strict=True))
+
+
+def test_the_digest_is_the_same_in_another_process_and_for_any_file(elsewhere, tmp_path):
     """The address of a delta: a golden value, since stored deltas are found by it."""
-    path = WeightDelta({"w": LowRank(torch.ones(2, 1), torch.arange(3.0)[None])}).save(tmp_path / "delta")
-    program = f"from gapeval_lab.delta import *\nprint(WeightDelta.load({str(path)!r}).digest)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    path, _, digests = elsewhere
     address = "eedb6eecdba7a9ae78ca5aab4ba730f5c4572554e6f67b291e99bc44b4a9a27b"
-    assert done.stdout.strip() == WeightDelta.load(path).digest == read_head(path).address == address
+    assert digests == {address}
+    assert WeightDelta.load(path).digest == read_head(path).address == address
     again = WeightDelta.load(path).save(tmp_path / "other", origin=Origin("a" * 64, "text"))
     assert again.read_bytes() != path.read_bytes()
     assert WeightDelta.load(again).digest == address
@@ -489,20 +517,6 @@ def test_fingerprint_tells_an_edit_and_its_end():
     assert fingerprint(net) == before
 
 
-def test_fingerprint_is_the_same_in_another_process():
-    program = (
-        "import torch\nfrom gapeval_lab.delta import fingerprint\n"
-        "torch.manual_seed(0)\nprint(fingerprint(torch.nn.Linear(5, 3).bfloat16()))\n"
-    )
-    runs = {
-        subprocess.run(
-            [sys.executable, "-c", program],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={"PYTHONHASHSEED": seed},
-        ).stdout
-        for seed in ("1", "2")
-    }
+def test_fingerprint_is_the_same_in_another_process(elsewhere):
     torch.manual_seed(0)
-    assert runs == {fingerprint(nn.Linear(5, 3).bfloat16()) + "\n"}
+    assert elsewhere[1] == {fingerprint(nn.Linear(5, 3).bfloat16())}
