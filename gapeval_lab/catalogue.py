@@ -25,6 +25,15 @@ def available() -> list[str]:
     return names_in("recipes", suffix=".yaml")
 
 
+def is_recipe(name_or_path: str) -> bool:
+    """Whether a recipe is found by that word, valid or not."""
+    try:
+        find_file(name_or_path, folder="recipes", suffix=".yaml")
+    except UserError:
+        return False
+    return True
+
+
 def describe(name_or_path: str) -> Summary:
     """What a recipe says of itself. Imports no plug-in.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from gapeval_lab.cli_audit import audit
-from gapeval_lab.cli_common import Bars, home, short, wide_console
+from gapeval_lab.cli_common import RUN_HELP, Bars, find_run, home, short, wide_console
 from gapeval_lab.cli_compare import compare, leaderboard, list_runs
 from gapeval_lab.cli_delta import app as delta_app
 from gapeval_lab.cli_doctor import doctor
@@ -152,26 +152,33 @@ def list_(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A recipe, a run, last, or an outcome's folder or file.")],
+    name: Annotated[str, typer.Argument(help=f"A recipe. {RUN_HELP}")],
     overrides: Overrides = None,
 ) -> None:
     """Print a run's result, or a recipe with every default filled in."""
-    place = next((p for p in (Path(name), home() / "outcomes" / name) if _holds_outcome(p)), None)
-    if name == "last":
-        from gapeval_lab.stored_runs import find_run
+    from gapeval_lab.catalogue import available, is_recipe
+    from gapeval_lab.stored_runs import exactly
 
-        place = find_run(name, home())
-    if place is not None:
-        from gapeval_lab.outcome import Outcome
-        from gapeval_lab.report import draw_outcome
+    if exactly(name, home()) is None and is_recipe(name):
+        import yaml
 
-        wide_console(WIDTH).print(draw_outcome(Outcome.load(place)))
+        from gapeval_lab.recipe import load
+
+        resolved = load(name, overrides or []).resolved
+        print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), end="")
         return
-    import yaml
+    from gapeval_lab.report import draw_outcome
+    from gapeval_lab.stored_runs import read_outcome
+    from gapeval_lab.validation import did_you_mean
 
-    from gapeval_lab.recipe import load
-
-    print(yaml.safe_dump(load(name, overrides or []).resolved, sort_keys=False, allow_unicode=True), end="")
+    try:
+        place = find_run(name, alone=True)
+    except UserError as error:
+        hint = did_you_mean(name, available())
+        raise UserError(f"{error}\n  nor is it a recipe{hint}; see 'gapeval-lab ls'") from None
+    if overrides:
+        raise UserError(f"show: '{name}' is a run, which takes no {overrides[0]}; name a recipe")
+    wide_console(WIDTH).print(draw_outcome(read_outcome(place)))
 
 
 @app.command()
@@ -320,10 +327,6 @@ def _lacking(benchmark: "Benchmark") -> str:
     except UserError as error:
         return str(error).partition("\n")[0]
     return ""
-
-
-def _holds_outcome(place: Path) -> bool:
-    return (place / "outcome.json").is_file() or (place.is_file() and place.suffix == ".json")
 
 
 def _check_writable(place: Path | None) -> None:

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from gapeval_lab.cli_common import home, short, wide_console
+from gapeval_lab.cli_common import RUN_HELP, find_run, short, wide_console
 from gapeval_lab.errors import UserError
 
 WIDTH = 130  # columns, where there is no terminal to ask
 
 
 def audit(
-    run: Annotated[str, typer.Argument(help="A run (or how its name begins), last, or an outcome's folder.")],
+    run: Annotated[str, typer.Argument(help=RUN_HELP)],
     steps: Annotated[
         str | None,
         typer.Option(
@@ -31,9 +31,9 @@ def audit(
     from gapeval_lab.auditing import audited
     from gapeval_lab.report import headline
     from gapeval_lab.report_audit import draw_audit, draw_detectable
-    from gapeval_lab.stored_runs import find_run, read_outcome
+    from gapeval_lab.stored_runs import read_outcome
 
-    outcome = audited(read_outcome(find_run(run, home())), steps=counts)
+    outcome = audited(read_outcome(find_run(run, alone=True)), steps=counts)
     console = wide_console(WIDTH)
     console.print(f"[bold]{headline(outcome)}[/bold]", highlight=False)
     console.print(draw_audit(outcome))

@@ -12,6 +12,17 @@ def home() -> Path:
     return Store.open().folder
 
 
+RUN_HELP = "A run (its id or how it begins, last, folder or file), or an MLflow run (id or name)."
+
+
+def find_run(ref: str, *, alone: bool = False) -> Path:
+    """The folder of a finished run, by any of its names; `alone`: or a file that holds an outcome."""
+    from gapeval_lab import tracking_find
+    from gapeval_lab.tracking_store import Store
+
+    return tracking_find.find_run(ref, Store.open(), alone=alone)
+
+
 def wide_console(width: int) -> Any:
     """Where results are printed; a file or a pipe gets lines of that many columns."""
     from rich.console import Console

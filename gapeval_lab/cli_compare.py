@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gapeval_lab.cli_common import short, wide_console
+from gapeval_lab.cli_common import RUN_HELP, short, wide_console
 from gapeval_lab.errors import UserError
 
 if TYPE_CHECKING:
-    from gapeval_lab.comparing_runs import Entry, Run
+    from gapeval_lab.comparing_runs import Run
+    from gapeval_lab.tracking_find import Entry
     from gapeval_lab.tracking_store import Store
 
 WIDTH = 150  # columns, where there is no terminal to ask
@@ -26,7 +27,7 @@ Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also 
 def compare(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN...", help="Runs (id, name, last, folder), or recipes (all seeds)."),
+        typer.Argument(metavar="RUN...", help=f"{RUN_HELP} Or a recipe: all of its seeds."),
     ] = None,
     where: Where = None,
     baseline: Annotated[
@@ -45,14 +46,14 @@ def compare(
     if not runs and not where:
         raise UserError("compare: name runs or recipes, or choose them by --where; see 'gapeval-lab ls runs'")
     store = Store.open()
-    chosen = resolve(runs or [], store)
+    chosen, repeated = resolve(runs or [], store)
     left_out = 0
     if where:
         matched, left_out = _matching(store, where, most=None if all_ else MOST, but=chosen)
         chosen += matched
     reference = 0
     if baseline is not None:
-        found = resolve([baseline], store)
+        found, _ = resolve([baseline], store)
         if len(found) > 1:
             raise UserError(f"--baseline: '{baseline}' is {len(found)} runs; give one's id")
         ids = [(run.entry.id, run.summary.kind) for run in chosen]
@@ -65,7 +66,7 @@ def compare(
     if len(chosen) > MOST + 1 and not all_:
         left_out, chosen = left_out + len(chosen) - MOST - 1, _best(chosen, reference, MOST)
         reference = 0
-    comparison = compare(chosen, reference=reference, left_out=left_out)
+    comparison = compare(chosen, reference=reference, left_out=left_out, repeated=repeated)
     console = wide_console(WIDTH)
     console.print(draw(comparison))
     if json_file:
@@ -126,7 +127,8 @@ def list_runs(*, quiet: bool) -> None:
 
 def _matching(store: "Store", where: str, *, most: int | None, but: "list[Run]") -> "tuple[list[Run], int]":
     """The best of the finished runs that a filter matches, and how many more there are."""
-    from gapeval_lab.comparing_runs import FINISHED, entries, open_entry
+    from gapeval_lab.comparing_runs import open_entry
+    from gapeval_lab.tracking_find import FINISHED, entries
 
     known = {run.entry.logged.run_id for run in but if run.entry.logged}
     found = [entry for entry in entries(store, where=where) if entry.logged]

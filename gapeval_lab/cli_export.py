@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from gapeval_lab.cli_common import home, short
+from gapeval_lab.cli_common import RUN_HELP, find_run, short
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="A run (or how its name begins), last, or an outcome's folder.")],
+    run: Annotated[str, typer.Argument(help=RUN_HELP)],
     out: Annotated[Path, typer.Option(help="Folder: a new one, or a copy of the published set.")],
     layout: Annotated[
         Literal["gapeval"], typer.Option(help="How the folder is laid out: as GapEval is published.")
@@ -24,9 +24,8 @@ def export(
 ) -> None:
     """Write a run's answers as folders that the benchmark's own scripts, and {use: replay}, read."""
     from gapeval_lab.export_gapeval import export_run
-    from gapeval_lab.stored_runs import find_run
 
-    done = export_run(find_run(run, home()), out, phase=phase, model=model)
+    done = export_run(find_run(run), out, phase=phase, model=model)
     print(
         f"{done.items} items, answered {done.phase}: {done.texts} texts and {done.pictures} pictures in "
         f"{short(out)}/data_*/{done.model} (layout {layout})"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gapeval_lab.cli_common import home, short, wide_console
+from gapeval_lab.cli_common import RUN_HELP, find_run, home, short, wide_console
 from gapeval_lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A field of the judge; may be repeated."),
 ]
-RUN = "A run: its id or the first letters, its folder, or 'last'."
-Run = Annotated[str, typer.Argument(metavar="RUN", help=RUN)]
+Run = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)]
 Plain = {"no_args_is_help": True, "add_completion": False, "rich_markup_mode": None}
 
 judge_app = typer.Typer(help="Judges: how one errs.", pretty_exceptions_enable=False, **Plain)  # type: ignore[arg-type]
@@ -43,7 +42,7 @@ labels_app = typer.Typer(
 
 def score(
     what: Annotated[
-        str, typer.Argument(metavar="FILE|RUN", help=f"A JSON file of rows; or, with --judge, a run. {RUN}")
+        str, typer.Argument(metavar="FILE|RUN", help=f"A JSON file of rows; or, with --judge: {RUN_HELP}")
     ],
     judge: Annotated[
         str | None, typer.Option("--judge", help="Judge a run's stored answers again with this judge.")
@@ -70,11 +69,11 @@ def score(
     if set_ or dry_run or calibration:
         raise UserError("score: --set, --calibration and --dry-run are about a judge; give --judge NAME")
     from gapeval_lab.scoring import draw_scores, score_file
-    from gapeval_lab.stored_runs import NAME, find_run
+    from gapeval_lab.stored_runs import NAME
 
     if Path(what).is_dir() or Path(what).name == NAME or not Path(what).exists():
         try:
-            found = find_run(what, home())
+            found = find_run(what)
         except UserError:
             pass  # then it was meant as a file, which says itself that it is not there
         else:
@@ -101,11 +100,11 @@ def _score_run(
     from gapeval_lab.registry import build
     from gapeval_lab.rescoring import distinct, estimates, rescore
     from gapeval_lab.rescoring_corrected import corrected
-    from gapeval_lab.stored_runs import find_run, open_run
+    from gapeval_lab.stored_runs import open_run
 
     called, node = load_judge(name, overrides)
     judge: Judge = build("judges", node.use, settings=node.settings)
-    run = open_run(find_run(ref, home()))
+    run = open_run(find_run(ref))
     if dry_run:
         pairs = distinct(run)
         print(f"{run.outcome.run_id}: {len(pairs)} different answers in {', '.join(run.phases)}")
@@ -203,7 +202,7 @@ def calibrate(
         str, typer.Option("--recipe", "-r", help="Whose model is asked, about which items.")
     ] = "baseline",
     run: Annotated[
-        str | None, typer.Option("--run", help=f"Take a run's stored answers instead of asking. {RUN}")
+        str | None, typer.Option("--run", help=f"Take a run's stored answers instead of asking. {RUN_HELP}")
     ] = None,
     set_: SetOption = None,
     limit: Annotated[int | None, typer.Option(help="Of the recipe, ask at most so many items.")] = None,
@@ -223,7 +222,7 @@ def calibrate(
     from gapeval_lab.recipe import load
     from gapeval_lab.registry import build
     from gapeval_lab.rescoring import estimates
-    from gapeval_lab.stored_runs import find_run, open_run
+    from gapeval_lab.stored_runs import open_run
 
     called, node = load_judge(judge, set_ or [])
     one: Judge = build("judges", node.use, settings=node.settings)
@@ -231,7 +230,7 @@ def calibrate(
     if run is not None:
         if limit is not None:
             raise UserError("--limit: is about the recipe's items; leave it out with --run")
-        opened = open_run(find_run(run, home()))
+        opened = open_run(find_run(run))
         source, (benchmark, items, pairs) = f"run {opened.outcome.run_id}", calibrating.stored(opened)
     else:
         loaded = load(recipe, [] if limit is None else [f"evaluation.limit={limit}"])
@@ -276,9 +275,9 @@ def export(
     """Lay a run's answers out for labelling: blind to phase and model, in random order, each answer once."""
     from gapeval_lab.label_export import PAGE, export
     from gapeval_lab.rescoring import distinct
-    from gapeval_lab.stored_runs import find_run, open_run
+    from gapeval_lab.stored_runs import open_run
 
-    stored = open_run(find_run(run, home()))
+    stored = open_run(find_run(run))
     count = export(distinct(stored), out, seed=seed, limit=limit)
     print(f"{count} answers; open {short(out / PAGE)} in a browser, save the CSV, then:")
     print(f"gapeval-lab labels import {run} labels-NAME.csv")
@@ -296,9 +295,9 @@ def import_(
     from gapeval_lab.files import write_text
     from gapeval_lab.labels import answer_hash, label_csv, labels_lost, read_labels
     from gapeval_lab.rescoring import distinct
-    from gapeval_lab.stored_runs import find_run, open_run
+    from gapeval_lab.stored_runs import open_run
 
-    stored = open_run(find_run(run, home()))
+    stored = open_run(find_run(run))
     known: dict[str, set[str]] = {}
     for item, response in distinct(stored):
         known.setdefault(f"{item.id}|{response.direction}", set()).add(answer_hash(item, response) or "")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gapeval_lab.cli_common import home, short, wide_console
+from gapeval_lab.cli_common import find_run, short, wide_console
 from gapeval_lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ def plan(
 
     basis: Basis
     if from_ is not None:
-        from gapeval_lab.stored_runs import find_run, read_outcome
+        from gapeval_lab.stored_runs import read_outcome
 
-        basis = basis_of_run(read_outcome(find_run(from_, home())), changed)
+        basis = basis_of_run(read_outcome(find_run(from_, alone=True)), changed)
     else:
         source, counts = _at_hand(recipe)
         if items is not None:

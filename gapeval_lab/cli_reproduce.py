@@ -1,21 +1,19 @@
 """The command `gapeval-lab reproduce`: parses, calls, prints. Heavy imports inside."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gapeval_lab.cli_common import Bars, short, wide_console
+from gapeval_lab.cli_common import RUN_HELP, Bars, short, wide_console
 
 WIDTH = 130
 
 
 def reproduce(
-    run: Annotated[
-        str,
-        typer.Argument(help="A run (or how its name begins), last, an outcome's folder, or an MLflow run."),
-    ],
+    run: Annotated[str, typer.Argument(help=RUN_HELP)],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what differs from then, and run nothing.")
     ] = False,
@@ -40,33 +38,32 @@ def reproduce(
     with console.status("loading the libraries and the run"):
         from gapeval_lab import reproducing
         from gapeval_lab.tracking import Store
+        from gapeval_lab.tracking_patient import prepare
 
         store = Store.open()
-    with reproducing.find_stored(run, store) as stored:
-        plan = reproducing.plan(stored)
-        then = stored.outcome
-        if dry_run:
-            console.print(f"{then.run_id}, of {then.started}")
-            console.print(draw_differences(plan.differences))
-            console.print("the weights are compared once the model is loaded; nothing was run (--dry-run)")
-            if json_file:
-                _write(
-                    json_file, {"run": then.run_id, "differences": [vars(one) for one in plan.differences]}
-                )
-            return
-        if not no_track:
-            store.check()
-            store.reconcile()
-        with Bars(console) as bars:
-            done, differences = reproducing.reproduce(
-                plan,
-                store=store,
-                on_progress=bars.update,
-                anyway=anyway,
-                out=out,
-                tracked=not no_track,
-            )
-        comparison, report = reproducing.told(stored, done, differences, store=store)
+    stored = reproducing.find_stored(run, store)
+    plan = reproducing.plan(stored)
+    then = stored.outcome
+    if dry_run:
+        console.print(f"{then.run_id}, of {then.started}")
+        console.print(draw_differences(plan.differences))
+        console.print("the weights are compared once the model is loaded; nothing was run (--dry-run)")
+        if json_file:
+            _write(json_file, {"run": then.run_id, "differences": [vars(one) for one in plan.differences]})
+        return
+    if not no_track:
+        prepare(store)
+    with Bars(console) as bars:
+        done, differences = reproducing.reproduce(
+            plan,
+            store=store,
+            on_progress=bars.update,
+            anyway=anyway,
+            out=out,
+            tracked=not no_track,
+            say=partial(console.print, soft_wrap=True, style="yellow", markup=False),
+        )
+    comparison, report = reproducing.told(stored, done, differences, store=store)
     if json_file:
         _write(json_file, report)
     console.print()

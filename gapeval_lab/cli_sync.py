@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from gapeval_lab.cli_common import short
+from gapeval_lab.cli_common import find_run, short
 
 
 def sync(
@@ -15,13 +15,12 @@ def sync(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is missing, and log nothing.")] = False,
 ) -> None:
     """Log finished runs that MLflow does not have: after a dead server, or in another MLFLOW_TRACKING_URI."""
-    from gapeval_lab.stored_runs import find_run
     from gapeval_lab.tracking_store import Store, shown
     from gapeval_lab.tracking_sync import outcome_folders, sync
 
     store = Store.open()
     store.check()
-    folders = [find_run(run, store.folder) for run in runs or ()] or outcome_folders(store.folder)
+    folders = [find_run(run) for run in runs or ()] or outcome_folders(store.folder)
     counts: dict[str, int] = {}
     for done in sync(store, folders, dry_run=dry_run):
         counts[done.what] = counts.get(done.what, 0) + 1

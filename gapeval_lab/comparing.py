@@ -111,7 +111,12 @@ class Pair(Record):
 
 
 class Comparison(Record):
-    """Everything that `compare` tells. `left_out`: runs that matched and are not in it."""
+    """Everything that `compare` tells.
+
+    Attributes:
+        left_out: runs that matched and are not in it.
+        repeated: repetitions of the recipes' runs, which are not in it either.
+    """
 
     reference: int
     rows: list[Row]
@@ -119,15 +124,16 @@ class Comparison(Record):
     pooled: list[Pooled]
     settings: list[Setting]
     left_out: int = 0
+    repeated: int = 0
 
 
-def compare(runs: Sequence[Run], *, reference: int = 0, left_out: int = 0) -> Comparison:
+def compare(runs: Sequence[Run], *, reference: int = 0, left_out: int = 0, repeated: int = 0) -> Comparison:
     """Compare runs with one of them.
 
     Args:
         runs: in the order of the table.
         reference: the place of the one that the others are compared with.
-        left_out: how many more there would be.
+        left_out: how many more there would be; `repeated`: and how many repetitions.
     """
     base = runs[reference].summary
     pairs = [
@@ -142,6 +148,7 @@ def compare(runs: Sequence[Run], *, reference: int = 0, left_out: int = 0) -> Co
         pooled=pooled(runs),
         settings=settings([run.summary for run in runs]),
         left_out=left_out,
+        repeated=repeated,
     )
 
 

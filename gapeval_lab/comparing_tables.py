@@ -140,7 +140,15 @@ def remarks(comparison: Comparison) -> list[str]:
             f"{comparison.left_out} more runs match; these are the {len(comparison.rows)} best (--all takes "
             "all, 'gapeval-lab leaderboard' ranks them)"
         )
+    if comparison.repeated:
+        repeated = counted(comparison.repeated, "repetition")
+        lines.append(f"left out: {repeated} by reproduce (name one by its id to compare it)")
     return lines
+
+
+def counted(number: int, thing: str) -> str:
+    """'1 trial', '2 trials'."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def part(pair: Pair) -> bool:

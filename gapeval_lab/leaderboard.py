@@ -11,13 +11,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gapeval_lab.comparing_runs import FINISHED, LEAST_TOLD, METRICS, Entry, entries, marks, open_all
+from gapeval_lab.comparing_runs import LEAST_TOLD, marks, open_all
 from gapeval_lab.errors import UserError
 from gapeval_lab.gap.ranks import rank_ranges
 from gapeval_lab.gap.records import Estimate
 from gapeval_lab.leaderboard_measures import Measured, Sort, measure
 from gapeval_lab.outcome import Record
 from gapeval_lab.summaries import Summary
+from gapeval_lab.tracking_find import FINISHED, METRICS, Entry, entries
 from gapeval_lab.tracking_read import Logged, metric_names
 from gapeval_lab.tracking_store import Store
 from gapeval_lab.tracking_values import flatten, shortened
@@ -102,6 +103,7 @@ class Board(Record):
     unfinished: list[Unfinished]
     problems: list[str]
     trials: int = 0  # that are left out, unless asked for
+    repeated: int = 0  # repetitions by `reproduce` that are left out, unless a filter takes them
 
 
 def leaderboard(
@@ -128,6 +130,9 @@ def leaderboard(
     runs, others, problems = open_all([e for e in wanted if e.status == FINISHED], store)
     candidates: list[Candidate] = [(run.entry, run.summary) for run in runs]
     candidates += [(entry, None) for entry in others if entry.logged and "data_hash" in entry.logged.params]
+    # A repetition is no further evidence: it is taken only where a filter asks for it.
+    repeated = [one for one in candidates if where is None and _repeats(one)]
+    candidates = [one for one in candidates if one not in repeated]
     if kind:
         candidates = [one for one in candidates if _kind(one) == kind]
     unfinished = [] if kind == "baseline" else [_unfinished(e) for e in wanted if e.status != FINISHED]
@@ -143,7 +148,7 @@ def leaderboard(
     of_models = order if not order.metric.startswith(("delta/", "after/", "edit/")) else Sort(OF_MODELS, True)
     lists += [_ranked("models", common, rows, of_models) for common, rows in _groups(models, models=True)]
     _check_known(lists, order, edits or models, store)
-    return Board(lists=lists, unfinished=unfinished, problems=problems, trials=trials)
+    return Board(lists=lists, unfinished=unfinished, problems=problems, trials=trials, repeated=len(repeated))
 
 
 def _check_known(lists: Sequence[Ranked], order: Sort, among: Sequence[Candidate], store: Store) -> None:
@@ -161,6 +166,11 @@ def _check_known(lists: Sequence[Ranked], order: Sort, among: Sequence[Candidate
 def _kind(one: Candidate) -> str:
     entry, summary = one
     return summary.kind if summary else entry.kind
+
+
+def _repeats(one: Candidate) -> bool:
+    entry, summary = one
+    return bool(entry.reproduces or (summary and summary.reproduces))
 
 
 def _unfinished(entry: Entry) -> Unfinished:
@@ -268,13 +278,13 @@ def _how(measured: Measured, known: np.typing.NDArray[np.intp]) -> str:
     bare = int(np.isnan(measured.low[known]).sum())
     if bare == len(known):
         return "the metric has no interval here: this is the order of single values, no rank is claimed"
-    way = "their own 95 % intervals"
+    way = "from their own intervals, Holm-corrected over the others"
     if measured.paired == len(known):
-        way = "paired by item: 95 % intervals of all differences, from one resampling of the items"
+        way = "differences paired by item, Holm-corrected over the others"
     elif measured.paired > 1:
-        way = f"paired by item among {measured.paired} of {len(known)}, by their own 95 % intervals else"
+        way = f"{measured.paired} of {len(known)} paired by item, the others not; Holm-corrected"
     more = f"; {bare} have no interval and no rank" if bare else ""
-    return f"rank: the range that the data allow ({way}); each pair at 95 %, uncorrected{more}"
+    return f"rank: the range that the data allow ({way}); right for each row with 95 %{more}"
 
 
 def _place(one: Candidate, span: tuple[int, int] | None, measured: Measured, i: int) -> Place:

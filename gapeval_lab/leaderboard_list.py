@@ -8,11 +8,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from gapeval_lab.comparing_runs import FINISHED, Entry, entries, open_entry
+from gapeval_lab.comparing_runs import open_entry
 from gapeval_lab.errors import UserError
 from gapeval_lab.gap.records import Estimate
 from gapeval_lab.leaderboard_tables import when
 from gapeval_lab.report_cells import spread
+from gapeval_lab.tracking_find import FINISHED, Entry, entries
 from gapeval_lab.tracking_store import Store
 
 COLUMNS = ("started", "method", "model", "result", "status")
@@ -56,7 +57,7 @@ def draw_list(found: Listed) -> Group:
 def _cells(entry: Entry, store: Store) -> tuple[str, ...]:
     tags = dict(entry.logged.tags) if entry.logged else {}
     metrics = entry.logged.metrics if entry.logged else {}
-    result, status = _result(metrics), entry.status.lower()
+    result, status, repeated = _result(metrics), entry.status.lower(), entry.reproduces
     if entry.logged is None:
         status = "finished, not in MLflow"
         try:
@@ -67,11 +68,14 @@ def _cells(entry: Entry, store: Store) -> tuple[str, ...]:
             of = run.summary
             tags = {"method": "+".join(of.methods) or "none", "umm": of.umm}
             shift, gap = of.shift.gap if of.shift else None, of.states["before"].gap.gap
+            repeated = of.reproduces or ""
             result = f"shift {spread(shift)}" if shift else f"gap {gap.value:.3f}" if gap else ""
     elif entry.status == FINISHED and entry.folder is None and entry.kind != "baseline":
         status = "finished, outcome elsewhere"
     elif entry.status != FINISHED and (why := tags.get("gapeval.end")):
         status += f": {why[:60]}"
+    if repeated:
+        status += f", repeats {repeated}"
     return (when(entry.started), tags.get("method", ""), tags.get("umm", ""), result, status)
 
 

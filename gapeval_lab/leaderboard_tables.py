@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from gapeval_lab.comparing_tables import NONE, Words
+from gapeval_lab.comparing_tables import NONE, Words, counted
 from gapeval_lab.gap.records import Estimate
 from gapeval_lab.leaderboard import Board, Place, Ranked
 from gapeval_lab.report_cells import MINUS, draw_rows, signed, spread
@@ -73,8 +73,9 @@ def closing(board: Board) -> list[str]:
     """What is not in the lists."""
     lines = list(board.problems)
     if board.trials:
-        plural = "s" if board.trials > 1 else ""
-        lines.append(f"{board.trials} trial{plural} of searches not ranked (--kind trial ranks them)")
+        lines.append(f"left out: {counted(board.trials, 'trial')} of searches (--kind trial ranks them)")
+    if board.repeated:
+        lines.append(f"left out: {counted(board.repeated, 'repetition')} by reproduce (--where takes them)")
     return lines
 
 

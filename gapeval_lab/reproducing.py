@@ -4,16 +4,13 @@ Nothing is taken from disk that an earlier run left there: no responses, no seco
 of a judge. The new outcome is a run of its own; the old one is only read.
 """
 
-import contextlib
 import dataclasses
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from gapeval_lab import registry
 from gapeval_lab.bench import Bench, chosen_items, hash_of_facts, inputs_of, load_bench, stages_of
@@ -34,9 +31,10 @@ from gapeval_lab.reproducing_differences import (
     recipe_differences,
 )
 from gapeval_lab.run import OnProgress, home_of, run
-from gapeval_lab.stored_runs import find_run
+from gapeval_lab.stored_runs import read_outcome
 from gapeval_lab.tracked_run import Tracked, tracked_run
-from gapeval_lab.tracking import Store, fetch
+from gapeval_lab.tracking import Store, find_run
+from gapeval_lab.tracking_patient import Say
 from gapeval_lab.work_folder import archive, working_folder
 
 
@@ -70,41 +68,14 @@ class Plan:
     differences: tuple[Difference, ...]
 
 
-@contextlib.contextmanager
-def find_stored(ref: str, store: Store) -> Iterator[Stored]:
-    """The run that a word means; what had to be fetched of it is there inside the block.
-
-    Args:
-        ref: as `find_run` takes it, or the id or name of an MLflow run.
-        store: where MLflow's runs are; asked only if no folder fits.
+def find_stored(ref: str, store: Store) -> Stored:
+    """The run that a word means, as `find_run` takes it.
 
     Raises:
         UserError: there is no such run, or its record cannot be read.
     """
-    with tempfile.TemporaryDirectory(prefix="gapeval-stored-") as name:
-        folder: Path | None = None
-        try:
-            folder = find_run(ref, store.folder)
-        except UserError:
-            logged = {
-                file.read_text(encoding="utf-8"): file.parent
-                for file in store.folder.glob("outcomes/*/logged")
-            }
-            folder = logged.get(ref)
-            if folder is None and (store.database is None or store.database.exists()):
-                store.check()
-                run_id = fetch(store, ref, Path(name))
-                folder = None if run_id is None else logged.get(run_id, Path(name))
-            if folder is None:
-                raise
-        try:
-            outcome = Outcome.load(folder)
-        except (OSError, ValidationError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"run: the record in {folder} cannot be read ({reason}); name another run"
-            ) from None
-        yield Stored(folder, outcome)
+    place = find_run(ref, store, alone=True)
+    return Stored(place if place.is_dir() else place.parent, read_outcome(place))
 
 
 def plan(stored: Stored) -> Plan:
@@ -156,6 +127,7 @@ def reproduce(
     anyway: bool = False,
     out: Path | None = None,
     tracked: bool = True,
+    say: Say | None = None,
 ) -> tuple[Tracked, list[Difference]]:
     """Run it again.
 
@@ -166,6 +138,7 @@ def reproduce(
         anyway: go on where data, weights or settings are not those of then.
         out: the folder that takes the result's; by default `mlruns/outcomes`.
         tracked: log it to MLflow; its run's id is empty otherwise.
+        say: told where MLflow cannot be reached.
 
     Returns:
         the new run, and everything that differs from then.
@@ -187,7 +160,7 @@ def reproduce(
         )
         _refuse(chosen, differences, anyway)
         if tracked:
-            done = tracked_run(bench, store=store, on_progress=on_progress, out=out)
+            done = tracked_run(bench, store=store, on_progress=on_progress, out=out, say=say)
         else:
             done = _untracked(bench, store=store, on_progress=on_progress, out=out)
     return done, differences

@@ -7,7 +7,7 @@ asked, nothing is judged.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -18,10 +18,10 @@ from gapeval_lab import registry
 from gapeval_lab.errors import UserError
 from gapeval_lab.items import Direction, Item, PictureFile, Response, items_digest
 from gapeval_lab.outcome import ItemRow, Outcome, Phase, PhaseResult
-from gapeval_lab.validation import did_you_mean
 
 LAST = "last"
 NAME = "outcome.json"
+SHOWN = 4  # names of runs in a message
 
 
 @dataclass(frozen=True)
@@ -70,38 +70,50 @@ class StoredRun:
         return found
 
 
-def find_run(ref: str, home: Path) -> Path:
-    """The folder of a finished run.
+def exactly(ref: str, home: Path) -> Path | None:
+    """The folder of the outcome that a word names in full, or a file of another name that holds one.
 
     Args:
-        ref: its folder or outcome.json, its id, the first letters of its id, or "last".
+        ref: its folder or outcome.json, another file, its id, or "last".
         home: `mlruns/`.
 
     Raises:
-        UserError: there is none, or several ids begin so.
+        UserError: there is no last one.
     """
     place = Path(ref).expanduser()
-    if place.name == NAME and place.is_file():
-        return place.parent
+    if place.is_file() and place.suffix == ".json":
+        return place.parent if place.name == NAME else place
     for folder in (place, home / "outcomes" / ref):
         if (folder / NAME).is_file():
             return folder
-    folders = {path.parent.name: path.parent for path in home.glob(f"outcomes/*/{NAME}")}
-    if ref == LAST:
-        if not folders:
-            raise UserError(f"run: there is no finished run in {home}; make one with 'gapeval-lab eval'")
-        return max(folders.values(), key=lambda folder: ((folder / NAME).stat().st_mtime_ns, folder.name))
-    matching = sorted(name for name in folders if name.startswith(ref))
-    if len(matching) > 1:
-        raise UserError(
-            f"run: '{ref}' begins {len(matching)} runs ({', '.join(matching[:4])}); give more letters"
-        )
-    if matching:
-        return folders[matching[0]]
-    raise UserError(
-        f"run: '{ref}' is no finished run in {home}{did_you_mean(ref, folders)}; see 'gapeval-lab ls runs', "
-        f"or say '{LAST}'"
-    )
+    if ref != LAST:
+        return None
+    folders = [path.parent for path in home.glob(f"outcomes/*/{NAME}")]
+    if not folders:
+        raise UserError(f"run: there is no finished run in {home}; make one with 'gapeval-lab eval'")
+    return max(folders, key=lambda folder: ((folder / NAME).stat().st_mtime_ns, folder.name))
+
+
+def on_disk(ref: str, home: Path) -> Path | None:
+    """What `exactly` finds, or the folder of the run whose id alone begins so.
+
+    Raises:
+        UserError: several begin so.
+    """
+    if (place := exactly(ref, home)) is not None:
+        return place
+    folders = [path.parent for path in home.glob(f"outcomes/*/{NAME}")]
+    begun = sorted(folder for folder in folders if folder.name.startswith(ref))
+    if len(begun) > 1:
+        raise several(ref, [folder.name for folder in begun])
+    return begun[0] if begun else None
+
+
+def several(ref: str, names: Sequence[str]) -> UserError:
+    """What is said where a word fits several runs."""
+    more = f"the newest of {len(names)}: " if len(names) > SHOWN else ""
+    shown = ", ".join(names[-SHOWN:])
+    return UserError(f"run: '{ref}' fits {len(names)} runs ({more}{shown}); give the id of one")
 
 
 def open_run(folder: Path) -> StoredRun:
@@ -115,7 +127,7 @@ def open_run(folder: Path) -> StoredRun:
 
 
 def read_outcome(folder: Path) -> Outcome:
-    """The record alone, which needs no benchmark.
+    """The record alone, of a folder or a file; it needs no benchmark.
 
     Raises:
         UserError: it cannot be read.
@@ -124,7 +136,8 @@ def read_outcome(folder: Path) -> Outcome:
         return Outcome.load(folder)
     except (OSError, ValidationError, json.JSONDecodeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"run: {folder / NAME} cannot be read ({reason}); name another run") from None
+        file = folder / NAME if folder.is_dir() else folder
+        raise UserError(f"run: {file} cannot be read ({reason}); name another run") from None
 
 
 def _items(outcome: Outcome, rows: list[ItemRow]) -> tuple[Item, ...]:

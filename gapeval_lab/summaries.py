@@ -20,7 +20,7 @@ from gapeval_lab.gap.table import ItemVerdict
 from gapeval_lab.outcome import QUALITIES, ItemRow, Outcome, Phase, PhaseResult, QualityCell, Record
 
 NAME = "summary.json"
-VERSION = 1
+VERSION = 2
 DIGEST = 8  # letters of an item's hash
 _LETTERS = {True: "1", False: "0", None: "-"}
 _VERDICTS = {letter: verdict for verdict, letter in _LETTERS.items()}
@@ -42,6 +42,7 @@ class Summary(Record):
 
     Attributes:
         made_of: size and time (ns) of the outcome's file; (0, 0) where there is none.
+        reproduces: the id of the run that it repeats.
         methods: every intervention's name, in order.
         items, category_of, digests: the items' ids, their place in `categories`, and 8 letters of a hash of
             what each asks, one after the other.
@@ -75,6 +76,7 @@ class Summary(Record):
     quality: dict[str, dict[Side, QualityCell]]
     transfer_ratio: Estimate | None
     transfer_note: str
+    reproduces: str | None = None
 
     @property
     def name(self) -> str:
@@ -153,6 +155,7 @@ def summarise(outcome: Outcome, *, made_of: tuple[int, int] = (0, 0)) -> Summary
         quality={name: getattr(quality, name) for name in QUALITIES} if quality else {},
         transfer_ratio=quality.transfer_ratio if quality else None,
         transfer_note=quality.transfer_note if quality else "",
+        reproduces=outcome.reproduces,
     )
 
 

@@ -18,6 +18,7 @@ from gapeval_lab.summaries import summary_of
 from gapeval_lab.tracking import Store, experiment_name, run_name
 from gapeval_lab.tracking_marker import Marker
 from gapeval_lab.tracking_patient import Say, patient_track
+from gapeval_lab.tracking_values import first_tags
 from gapeval_lab.work_folder import archive, working_folder
 
 LOGGING = "log to MLflow"
@@ -91,9 +92,16 @@ def _logged(
         return Outcome.load(work), whole
     marker.key = bench.key
     name = run_name(bench.loaded.resolved, targets=targets(bench), direction=bench.direction)
-    tags = dict(parent.tags) if parent else {}
+    tags = first_tags(
+        bench.loaded.resolved,
+        kind=bench.kind,
+        targets=targets(bench),
+        direction=bench.direction,
+        umm=bench.name,
+    )
+    tags |= parent.tags if parent else {}
     if bench.reproduces is not None:
-        name, tags = f"{name} again", {"gapeval.reproduces": bench.reproduces}
+        name, tags = f"{name} again", tags | {"gapeval.reproduces": bench.reproduces}
     with patient_track(
         store,
         parent.name if parent else name,

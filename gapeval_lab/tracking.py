@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.outcome import Outcome
-from gapeval_lab.tracking_find import fetch
+from gapeval_lab.tracking_find import find_run
 from gapeval_lab.tracking_health import health
 from gapeval_lab.tracking_log import log_outcome, set_tags
 from gapeval_lab.tracking_relocate import find_moved, relocate
@@ -44,8 +44,8 @@ __all__ = [
     "baseline",
     "baseline_fingerprint",
     "experiment_name",
-    "fetch",
     "find_moved",
+    "find_run",
     "health",
     "relocate",
     "run_name",

@@ -164,6 +164,7 @@ def _search(
         return {k: v for k, v in values.items() if k in names or (begin and k.startswith(begin))}
 
     store._check_uri()
+    store.ping()
     found: list[Logged] = []
     try:
         ids = [experiment_id for _, experiment_id in store.experiments()]

@@ -13,7 +13,6 @@ from typing import Any
 
 from gapeval_lab.gap.records import Estimate
 from gapeval_lab.outcome import QUALITIES, EditQuality, Outcome, QualityCell
-from gapeval_lab.report_audit import estimators_note
 
 PARAM_LIMIT = 6000  # MLflow cuts longer values silently
 TAG_LIMIT = 8000
@@ -97,15 +96,31 @@ def color(outcome: Outcome) -> str | None:
     return METHOD_COLORS.get(name) or OTHER_COLORS[sum(name.encode()) % len(OTHER_COLORS)]
 
 
+def first_tags(
+    recipe: Mapping[str, Any], *, kind: str, targets: Sequence[str], direction: str, umm: str
+) -> dict[str, str]:
+    """Tags that are known before a run has done anything, so that one that fails is found by them, too."""
+    found = {
+        "method": method(recipe),
+        "target": ", ".join(targets),
+        "direction": "" if kind == "baseline" else direction,
+        "umm": umm,
+        "recipe": str(recipe.get("name", "")),
+        "kind": kind,
+    }
+    return {key: value[:TAG_LIMIT] for key, value in found.items() if value}
+
+
 def tags(outcome: Outcome) -> dict[str, str]:
     """Tags that people read (method, target, ...) and, under `gapeval.`, those that the machine reads."""
     found = {
-        "method": method(outcome.recipe),
-        "target": ", ".join(outcome.target_categories),
-        "direction": "" if outcome.kind == "baseline" else outcome.direction,
-        "umm": outcome.umm,
-        "recipe": str(outcome.recipe.get("name", "")),
-        "kind": outcome.kind,
+        **first_tags(
+            outcome.recipe,
+            kind=outcome.kind,
+            targets=outcome.target_categories,
+            direction=outcome.direction,
+            umm=outcome.umm,
+        ),
         "verdict": verdict(outcome.shift.gap) if outcome.shift and outcome.shift.gap else "",
         "mlflow.runColor": color(outcome) or "",
         "mlflow.source.git.commit": outcome.git_revision or "",
@@ -255,6 +270,8 @@ def note(outcome: Outcome, *, links: Mapping[str, str]) -> str:
 
     `links` are words -> address.
     """
+    from gapeval_lab.report_audit import estimators_note  # with scipy, which takes most of a second
+
     lines = [f"**{headline(outcome)}**", ""]
     if warning := estimators_note(outcome):
         lines += [warning, ""]

@@ -110,7 +110,10 @@ ARROWS: dict[str, set[str]] = {
     },
     "testing": {"delta", "interfaces", "items"},
     # telling
-    "tracking": {"run", "outcome", "recipe", "gap", "report", "errors", "files", "home"},
+    "tracking": {
+        *("run", "outcome", "recipe", "gap", "report", "stored_runs", "validation"),
+        *("errors", "files", "home"),
+    },
     "tracked_run": {
         *(
             "bench",

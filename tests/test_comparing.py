@@ -9,12 +9,14 @@ from run_store import call, database, log, put, verdicts
 
 from gapeval_lab import cli
 from gapeval_lab.comparing import compare
-from gapeval_lab.comparing_runs import Run, entries, resolve
+from gapeval_lab.comparing_runs import Run
+from gapeval_lab.comparing_runs import resolve as resolve_all
 from gapeval_lab.comparing_tables import remarks, setting_words
 from gapeval_lab.errors import UserError
 from gapeval_lab.gap.shift import mcnemar
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.summaries import NAME, Summary, summarise, summary_of
+from gapeval_lab.tracking_find import Entry, entries
 from gapeval_lab.tracking_store import Store
 
 IDS = ("rome_world_knowledge-20261121T100000-aaa111", "rome_world_knowledge-20261121T110000-bbb222")
@@ -27,9 +29,11 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return Store.open(tmp_path)
 
 
-def runs(*outcomes: Outcome, tmp_path: Path) -> list[Run]:
-    from gapeval_lab.comparing_runs import Entry
+def resolve(refs: list[str], store: Store) -> list[Run]:
+    return resolve_all(refs, store)[0]
 
+
+def runs(*outcomes: Outcome, tmp_path: Path) -> list[Run]:
     return [
         Run(Entry(o.run_id, o.run_id, "FINISHED", o.kind, 0.0, None, None), summarise(o), tmp_path)
         for o in outcomes
@@ -190,7 +194,7 @@ def test_runs_by_the_names_that_people_give_them(store: Store, tmp_path: Path) -
         newer,
         "lora_x-20261121T120000-ccc333",
     ]
-    with pytest.raises(UserError, match="is 3 runs"):
+    with pytest.raises(UserError, match="fits 3 runs"):
         resolve(["rome_wor"], store)
     with pytest.raises(UserError, match="did you mean"):
         resolve(["rome_world_knowlege"], store)
@@ -212,7 +216,7 @@ def test_mlflow_and_the_disk_are_one_list(store: Store, tmp_path: Path) -> None:
     assert "after" in edit.summary.states and list(base.summary.states) == ["before"]
     assert base.summary.kind == "baseline" and base.summary.shift is None
     assert [run.entry.logged.run_id[0] for run in resolve(["aaaaaa"], store) if run.entry.logged] == ["a"]
-    with pytest.raises(UserError, match=r"\(failed\) has no outcome"):
+    with pytest.raises(UserError, match=r"has no outcome.*failed"):
         resolve(["c" * 32], store)
 
 
@@ -251,7 +255,7 @@ def test_the_command_prints_and_writes_the_same_numbers(store: Store, tmp_path: 
     [
         (["compare"], "name runs or recipes"),
         (["compare", IDS[0]], "two runs at least"),
-        (["compare", IDS[0], "nothing-like-it"], "is called 'nothing-like-it'"),
+        (["compare", IDS[0], "nothing-like-it"], "'nothing-like-it' is no finished run"),
         (["compare", IDS[0], IDS[1], "--baseline", "rome_world_knowledge"], "is 2 runs"),
         (["compare", "--where", "tags.a ="], "at the end"),
         (["compare", "--where", "tags.a = 'b'"], "no finished run matches"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,13 +73,13 @@ def test_it_runs_again_from_its_own_copies_and_takes_nothing_from_disk(
     cached = sorted(store.folder.glob("cache/**/*"))
     assert cached
     facts.write_text("\n".join(lines[1:]))
-    with reproducing.find_stored(place.name[:12], store) as found:
-        changed = reproducing.plan(found)
-        facts.unlink()
-        gone = reproducing.plan(found)
-        store.check()
-        done, differences = reproducing.reproduce(gone, store=store, on_progress=lambda *_: None)
-        comparison, report = reproducing.told(found, done, differences, store=store)
+    found = reproducing.find_stored(place.name[:12], store)
+    changed = reproducing.plan(found)
+    facts.unlink()
+    gone = reproducing.plan(found)
+    store.check()
+    done, differences = reproducing.reproduce(gone, store=store, on_progress=lambda *_: None)
+    comparison, report = reproducing.told(found, done, differences, store=store)
     told = [one.told() for one in changed.differences]
     assert [line for line in told if str(facts) in line and "the copy that the run kept is taken" in line]
     assert [one.now for one in gone.differences] == ["gone"]
@@ -98,11 +99,11 @@ def test_it_runs_again_from_its_own_copies_and_takes_nothing_from_disk(
     assert json.loads((done.place / "reproduction.json").read_text())["now"] == done.outcome.run_id
     logged = {entry.path for entry in store.client.list_artifacts(done.run_id)}
     assert "inputs" in logged
-    with reproducing.find_stored(done.run_id, store) as found:  # by MLflow's id, from the folder
-        assert found.folder == done.place
-    (done.place / "logged").unlink()
-    with reproducing.find_stored("rome-wk-text-L0 again", store) as found:  # by its name, fetched
-        assert found.outcome == done.outcome and reproducing.copies(found.outcome, found.folder)
+    for word in (done.run_id, done.run_id[:8], "rome-wk-text-L0 again"):  # MLflow's words, from the folder
+        assert reproducing.find_stored(word, store).folder == done.place
+    shutil.rmtree(done.place)
+    found = reproducing.find_stored("rome-wk-text-L0 again", store)  # from MLflow's artifacts
+    assert found.outcome == done.outcome and reproducing.copies(found.outcome, found.folder)
 
 
 def test_other_data_or_weights_stop_it_before_it_runs(stored: tuple[Store, Path, Path]) -> None:

@@ -31,7 +31,7 @@ from gapeval_lab.rescoring import distinct, estimates, rescore
 from gapeval_lab.rescoring_corrected import CorrectedRow, corrected
 from gapeval_lab.rescoring_tables import corrected_notes, corrected_rows
 from gapeval_lab.scene import CELLS, Scene, Thing, render
-from gapeval_lab.stored_runs import StoredRun, find_run, open_run
+from gapeval_lab.stored_runs import StoredRun, on_disk, open_run
 from gapeval_lab.testing import ScriptedJudge
 
 
@@ -82,19 +82,18 @@ def exact_but(wrong: set[str]) -> ScriptedJudge:
 def test_a_run_is_found_by_folder_file_id_prefix_and_last(folder: Path) -> None:
     home = folder.parents[1]
     for ref in (str(folder), str(folder / "outcome.json"), folder.name, folder.name[:12], "last"):
-        assert find_run(ref, home) == folder
-    with pytest.raises(UserError, match="is no finished run"):
-        find_run("stored-2027", home)
+        assert on_disk(ref, home) == folder
+    assert on_disk("stored-2027", home) is None
     with pytest.raises(UserError, match="no finished run in"):
-        find_run("last", home / "elsewhere")
+        on_disk("last", home / "elsewhere")
 
 
 def test_a_prefix_of_several_runs_is_refused(tmp_path: Path) -> None:
     for name in ("a-1", "a-2"):
         (tmp_path / "outcomes" / name).mkdir(parents=True)
         (tmp_path / "outcomes" / name / "outcome.json").write_text("{}")
-    with pytest.raises(UserError, match=r"begins 2 runs \(a-1, a-2\)"):
-        find_run("a", tmp_path)
+    with pytest.raises(UserError, match=r"fits 2 runs \(a-1, a-2\)"):
+        on_disk("a", tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
         open_run(tmp_path / "outcomes" / "a-1")
 
