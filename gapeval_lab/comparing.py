@@ -90,7 +90,7 @@ class Pair(Record):
 
     Attributes:
         number: the run's; `reference` the other's.
-        compared: "shifts" (same model, same items: shifts, too), "after" (the last states alone), or
+        compared: "shifts" (of one model: shifts, too), "after" (the last states alone), or
             "nothing".
         reasons: why not more.
         items: asked of both; `scored`: of them, in both directions in both runs.
@@ -273,19 +273,18 @@ def _comparable(
         benchmarks = f"{_use(run, 'benchmark')} and {_use(base, 'benchmark')}"
         return [f"no item in common ({benchmarks}, data {' and '.join(marks)})"], "nothing"
     reasons = []
-    if run.umm != base.umm or run.weights_fingerprint != base.weights_fingerprint:
+    same_model = (run.umm, run.weights_fingerprint) == (base.umm, base.weights_fingerprint)
+    if not same_model:
         models = f"{run.umm} and {base.umm}" if run.umm != base.umm else f"{run.umm} with other weights"
         reasons.append(f"other models ({models}): the last states are compared, not the shifts")
     if run.data_hash != base.data_hash:
         reasons.append(
-            f"other items ({len(run.items)} and {len(base.items)}, {common} in common): the last states are "
-            "compared on the common ones, not the shifts"
+            f"other items ({len(run.items)} and {len(base.items)}): compared on the {common} that are in both"
         )
-    if not reasons and ("after" in run.states) != ("after" in base.states):
-        reasons.append("one of the two changed nothing: its state as it is counts as its last")
-        return reasons, "after"
     both = "after" in run.states and "after" in base.states
-    return reasons, "after" if reasons or not both else "shifts"
+    if same_model and ("after" in run.states) != ("after" in base.states):
+        reasons.append("one of the two changed nothing: its state as it is counts as its last")
+    return reasons, "shifts" if both and same_model else "after"
 
 
 def _scored(one: Sequence[Any], other: Sequence[Any]) -> bool:

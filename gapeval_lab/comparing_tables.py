@@ -27,6 +27,11 @@ PAIR_NOTE = (
 )
 
 
+SEEDS_NOTE = (
+    "how far the seed moves each number; what other items would change is in the intervals of the runs"
+)
+
+
 @dataclass(frozen=True)
 class Words:
     """A named table of text cells: what a terminal and a page have in common."""
@@ -94,6 +99,7 @@ def pooled_words(comparison: Comparison) -> list[Words]:
                 (name, (spread(estimate, sign=name.endswith(" shift")),))
                 for name, estimate in one.means.items()
             ],
+            SEEDS_NOTE,
         )
         for one in comparison.pooled
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 
 from rich.console import Group
@@ -11,8 +12,8 @@ from rich.text import Text
 from gapeval_lab.comparing_runs import open_entry
 from gapeval_lab.errors import UserError
 from gapeval_lab.gap.records import Estimate
-from gapeval_lab.leaderboard_tables import when
-from gapeval_lab.report_cells import spread
+from gapeval_lab.leaderboard_tables import reason
+from gapeval_lab.report_cells import Row, draw_rows, spread
 from gapeval_lab.tracking_find import FINISHED, Entry, entries
 from gapeval_lab.tracking_store import Store
 
@@ -41,13 +42,8 @@ def listed(store: Store) -> Listed:
 
 def draw_list(found: Listed) -> Group:
     """The list as a table."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("run", no_wrap=True)
-    for column in COLUMNS:
-        table.add_column(column, no_wrap=column == "started")
-    for name, cells in found.lines:
-        table.add_row(name, *cells)
-    parts: list[Table | Text] = [table]
+    rows = [Row(name, cells) for name, cells in found.lines]
+    parts: list[Table | Text] = [draw_rows("", COLUMNS, rows, head="run", justify="left")]
     if found.trials:
         said = f"{found.trials} trials of searches: gapeval-lab leaderboard --kind trial"
         parts.append(Text(said, style="dim"))
@@ -57,26 +53,32 @@ def draw_list(found: Listed) -> Group:
 def _cells(entry: Entry, store: Store) -> tuple[str, ...]:
     tags = dict(entry.logged.tags) if entry.logged else {}
     metrics = entry.logged.metrics if entry.logged else {}
-    result, status, repeated = _result(metrics), entry.status.lower(), entry.reproduces
+    result, status = _result(metrics), entry.status.lower()
+    repeated: str | None = entry.reproduces
     if entry.logged is None:
         status = "finished, not in MLflow"
         try:
             run = open_entry(entry, store)
         except UserError:
-            return (when(entry.started), "", "", "", "outcome cannot be read")
+            return (_when(entry), "", "", "", "outcome cannot be read")
         if run is not None:
             of = run.summary
             tags = {"method": "+".join(of.methods) or "none", "umm": of.umm}
             shift, gap = of.shift.gap if of.shift else None, of.states["before"].gap.gap
-            repeated = of.reproduces or ""
+            repeated = of.reproduces
             result = f"shift {spread(shift)}" if shift else f"gap {gap.value:.3f}" if gap else ""
     elif entry.status == FINISHED and entry.folder is None and entry.kind != "baseline":
         status = "finished, outcome elsewhere"
     elif entry.status != FINISHED and (why := tags.get("gapeval.end")):
-        status += f": {why[:60]}"
+        status += f": {reason(why, longest=60)}"
     if repeated:
-        status += f", repeats {repeated}"
-    return (when(entry.started), tags.get("method", ""), tags.get("umm", ""), result, status)
+        status += ", a repetition"
+    return (_when(entry), tags.get("method", ""), tags.get("umm", ""), result, status)
+
+
+def _when(entry: Entry) -> str:
+    """The day and the time here; ids hold the year."""
+    return datetime.datetime.fromtimestamp(entry.started).strftime("%d %b %H:%M")
 
 
 def _result(metrics: dict[str, float]) -> str:

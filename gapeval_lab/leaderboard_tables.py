@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import textwrap
 
 from rich.console import Group
 from rich.table import Table
@@ -58,10 +59,15 @@ def rank(place: Place) -> str:
 def unfinished_words(board: Board) -> Words:
     """Runs without a result."""
     lines = [
-        (one.run_id, (one.name, when(one.started), one.status.lower(), one.why[:80]))
+        (one.run_id, (one.name, when(one.started), one.status.lower(), reason(one.why)))
         for one in board.unfinished
     ]
     return Words("Without a result", ("name", "started", "status", "why"), lines)
+
+
+def reason(why: str, *, longest: int = 80) -> str:
+    """Why a run ended, in a few words: the kind of error only where it is no message for the user."""
+    return textwrap.shorten(why.removeprefix("UserError: "), longest, placeholder=" …")
 
 
 def when(started: float) -> str:

@@ -6,10 +6,11 @@ from rich.console import Group as Lines
 from rich.text import Text
 
 from gapeval_lab.report_cells import MINUS, Row, draw_rows
-from gapeval_lab.reproducing_compare import Compared, Comparison
+from gapeval_lab.reproducing_compare import Compared, Comparison, Group
 from gapeval_lab.reproducing_differences import Difference
 
 METRIC_COLUMNS = ("then", "now", "match")
+REST = "every other value of the record"
 COUNT_COLUMNS = ("compared", "exact", "within rounding", "differ")
 
 
@@ -22,11 +23,14 @@ def metric_data(metrics: Sequence[Compared]) -> list[Row]:
 
 
 def count_data(comparison: Comparison) -> list[Row]:
-    """A row per kind of item and per section of the record."""
+    """A row per kind of item and per section of the record; sections that are exact are one row."""
     rows = []
-    for group in (*comparison.items, *comparison.record):
-        exact = f"{group.exact}" + (f" ({group.unknown} not kept)" if group.unknown else "")
-        cells = (str(group.n), exact, str(group.within), str(group.differs))
+    exact = [group.n for group in comparison.record if group.exact == group.n and not group.unknown]
+    parted = [group for group in comparison.record if group.exact != group.n or group.unknown]
+    whole = [Group(REST, n=sum(exact), exact=sum(exact), within=0, differs=0)] if exact else []
+    for group in (*comparison.items, *parted, *whole):
+        same = f"{group.exact}" + (f" ({group.unknown} not kept)" if group.unknown else "")
+        cells = (str(group.n), same, str(group.within), str(group.differs))
         rows.append(Row(group.name, cells, strong=bool(group.differs)))
     return rows
 
@@ -47,7 +51,7 @@ def draw_comparison(
         Text(),
         draw_rows("Metrics", METRIC_COLUMNS, metric_data(comparison.metrics)),
         Text(),
-        draw_rows("Items, and the rest of the record", COUNT_COLUMNS, count_data(comparison)),
+        draw_rows("Items, and the record", COUNT_COLUMNS, count_data(comparison)),
         Text(),
     ]
     for one in comparison.single:
@@ -67,7 +71,7 @@ def draw_differences(differences: Sequence[Difference], *, causes: bool = False)
     """A line per difference; `causes` says that something came out otherwise."""
     if not differences:
         return Lines(Text("Nothing differs from then: data, settings, code, versions, machine."))
-    title = "What else is not as it was" + (", and may be the cause" if causes else "")
+    title = "Not as it was then" + (", and may be the cause" if causes else "")
     lines = [Text(title, style="bold"), *(Text(f"  {one.told()}") for one in differences)]
     return Lines(*lines)
 

@@ -114,7 +114,7 @@ def test_what_differed_before_is_taken_off_and_told(tmp_path: Path) -> None:
         ({"judge": {"use": "exact", "strict": True}}, "nothing", "exact, set otherwise"),
         ({"umm": "other"}, "after", "other models"),
         ({"weights_fingerprint": "77" * 32}, "after", "with other weights"),
-        ({"data_hash": "99" * 32}, "after", "20 in common"),
+        ({"data_hash": "99" * 32}, "shifts", "on the 20 that are in both"),
         ({"question": "Else?"}, "nothing", "no item in common"),
         ({"kind": "baseline"}, "after", "changed nothing"),
     ],
@@ -138,7 +138,7 @@ def test_what_cannot_be_compared_has_a_reason_instead_of_numbers(tmp_path, chang
     assert pair.compared == compared
     assert said in pair.reasons[0]
     assert (pair.gap is None) == (compared == "nothing")
-    assert pair.shift is None
+    assert (pair.shift is None) == (compared != "shifts")
     assert any(said in line for line in remarks(found))
 
 

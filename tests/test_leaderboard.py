@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from gapeval_lab.gap.records import Estimate
 from gapeval_lab.leaderboard import leaderboard
 from gapeval_lab.leaderboard_list import listed
 from gapeval_lab.leaderboard_measures import Sort, measure
-from gapeval_lab.leaderboard_tables import rank, when
+from gapeval_lab.leaderboard_tables import rank
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.summaries import summarise
 from gapeval_lab.tracking_read import Logged
@@ -242,7 +243,13 @@ def test_runs_are_listed_newest_last_with_their_result(ranked, capsys) -> None:
     found = listed(ranked)
     cells = dict(found.lines)
     assert found.trials == 1
-    assert cells[stamp(0)] == (when(0), "rome", "tiny", "shift −0.100 [−0.200, 0]", "finished")
+    assert cells[stamp(0)] == (
+        time.strftime("%d %b %H:%M", time.localtime(0)),
+        "rome",
+        "tiny",
+        "shift −0.100 [−0.200, 0]",
+        "finished",
+    )
     assert cells["b" * 32][-1] == "killed: owner gone during fit"
     assert cells[stamp(1)][-1] == "finished, not in MLflow" and cells[stamp(1)][3].startswith("shift ")
     assert [name for name, _ in found.lines][-1] == stamp(2)

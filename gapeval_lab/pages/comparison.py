@@ -85,12 +85,12 @@ def headline(comparison: Comparison) -> str:
         which = "smaller" if _side(pair) < 0 else "larger"
         return f"Run {pair.number} ends with a {which} gap than run {base}: {spread(gap)}"
     smaller, larger = (sum(_side(pair) == side for pair in told) for side in (-1, 1))
-    if not smaller and not larger:
-        return f"No difference of the gap can be told between run {base} and any of the other {len(told)}"
-    return (
-        f"Of {len(told)} runs, {smaller} end with a smaller gap than run {base}, {larger} with a larger one; "
-        f"of the other {len(told) - smaller - larger} no difference can be told"
-    )
+    rest = len(told) - smaller - larger
+    if rest == len(told):
+        return f"No difference of the gap can be told between run {base} and any of the other {rest}"
+    found = [f"{n} with a {which} gap" for n, which in ((smaller, "smaller"), (larger, "larger")) if n]
+    found += [f"{rest} with one that cannot be told apart"] if rest else []
+    return f"Against run {base}, {len(told)} runs end: {', '.join(found)}"
 
 
 def _side(pair: Pair) -> int:
