@@ -22,8 +22,8 @@ RUN_COLUMNS = ("gap before → after", "shift [95 %]", "told", "drawn")
 EDIT_COLUMNS = ("on / off target", "shift over placebo", *QUALITIES, "transfer ratio")
 PAIR_COLUMNS = ("items", "gap, difference", "shift, difference", "told", "drawn")
 PAIR_NOTE = (
-    "the run minus the reference, on items scored in both; paired bootstrap, 95 %; (+right here and "
-    f"wrong there {MINUS}the reverse); * exact McNemar, Holm-corrected over runs, p < 0.05"
+    "the run minus the reference, on items scored in both; paired bootstrap, 95 %, each by itself; (+right "
+    f"here and wrong there {MINUS}the reverse); * exact McNemar, Holm-corrected over runs, p < 0.05"
 )
 
 

@@ -31,12 +31,13 @@ def list_words(ranked: Ranked, *, top: int | None = None) -> Words:
     """A line per run, best first."""
     edits = ranked.of == "interventions"
     first = (_named(ranked.metric),) if edits or ranked.metric != "before/gap_score" else ()
-    columns = (*first, *(OF_EDITS if edits else OF_MODELS), "")
+    heads = OF_EDITS if edits else OF_MODELS
+    columns = (heads[0], *first, *heads[1:], "")
     lines = []
     for place in ranked.places[:top]:
         own = (_value(place, ranked.metric),) if first else ()
         cells = _edit_cells(place) if edits else _model_cells(place)
-        lines.append((rank(place), (*own, *cells, "; ".join(place.marks))))
+        lines.append((rank(place), (cells[0], *own, *cells[1:], "; ".join(place.marks))))
     return Words(heading(ranked), columns, lines, note(ranked, top=top))
 
 
@@ -98,6 +99,11 @@ def draw(board: Board, *, top: int | None = None) -> Group:
         parts += [draw_rows(words.title, words.columns, rows), Text()]
     parts += [Text(line, style="yellow") for line in closing(board)]
     return Group(*parts)
+
+
+def label_of(metric: str) -> str:
+    """What a metric is called under a figure."""
+    return "shift of the Gap Score" if metric == DEFAULT else metric
 
 
 def _named(metric: str) -> str:

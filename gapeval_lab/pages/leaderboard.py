@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gapeval_lab.comparing_tables import counted
 from gapeval_lab.gap.records import Estimate
 from gapeval_lab.leaderboard import Board, Place, Ranked
-from gapeval_lab.leaderboard_tables import closing, heading, list_words, rank, unfinished_words
+from gapeval_lab.leaderboard_tables import closing, heading, label_of, list_words, rank, unfinished_words
 from gapeval_lab.pages.figures import Shifts, draw_shifts
 from gapeval_lab.pages.page import render
 from gapeval_lab.pages.parts import Block, Drawing, Line, Note, Page, Section, Table
@@ -18,7 +19,11 @@ DRAWN = 25  # rows of a figure
 
 def leaderboard_page(board: Board) -> str:
     """The page as HTML, with all rows."""
-    sections = [_list(ranked, number) for number, ranked in enumerate(board.lists, start=1)]
+    counts = {"interventions": 0, "models": 0}
+    sections = []
+    for number, ranked in enumerate(board.lists, start=1):
+        counts[ranked.of] += 1
+        sections.append(_list(ranked, number, f"{ranked.of.capitalize()} {counts[ranked.of]}"))
     words = unfinished_words(board)
     notes: list[Block] = [Note(line, "warning") for line in closing(board)]
     if words.lines:
@@ -27,8 +32,8 @@ def leaderboard_page(board: Board) -> str:
     if notes:
         sections.append(Section("left", "Not ranked", "Not ranked", notes))
     runs = sum(len(ranked.places) for ranked in board.lists if ranked.of == "interventions")
-    models = sum(len(ranked.places) for ranked in board.lists if ranked.of == "models")
-    heading_words = f"{runs} intervention{'s'[: runs != 1]} and {models} model{'s'[: models != 1]}, ranked"
+    models = len({place.umm for ranked in board.lists if ranked.of == "models" for place in ranked.places})
+    heading_words = f"{counted(runs, 'intervention')} and {counted(models, 'model')}, ranked"
     about = "A rank is a range: runs that the data cannot tell apart are in no order. Lists are apart where "
     about += "items, judges or models differ."
     return render(
@@ -42,15 +47,14 @@ def leaderboard_page(board: Board) -> str:
     )
 
 
-def _list(ranked: Ranked, number: int) -> Section:
+def _list(ranked: Ranked, number: int, short: str) -> Section:
     words = list_words(ranked)
     blocks: list[Block] = []
     if drawing := _drawing(ranked, number):
         blocks.append(drawing)
     lines = [Line(label, cells) for label, cells in words.lines]
     blocks.append(Table("All rows", words.columns, lines, how=words.note, corner="rank"))
-    short = "Interventions" if ranked.of == "interventions" else "Models"
-    return Section(f"list-{number}", heading(ranked), f"{short} {number}", blocks)
+    return Section(f"list-{number}", heading(ranked), short, blocks)
 
 
 def _drawing(ranked: Ranked, number: int) -> Drawing | None:
@@ -67,8 +71,8 @@ def _drawing(ranked: Ranked, number: int) -> Drawing | None:
     alt = "; ".join(f"{label}: {spread(one)}" for label, (_, one) in zip(labels, shown, strict=True))
     best = f"The best {len(shown)}" if len(shown) < len(ranked.places) else "All"
     return Drawing(
-        inline(draw_shifts(data, xlabel=ranked.metric), name=f"list-{number}"),
-        f"{best} by {ranked.metric}",
+        inline(draw_shifts(data, xlabel=label_of(ranked.metric)), name=f"list-{number}"),
+        f"{best} by {label_of(ranked.metric)}",
         alt,
         "Lines are 95 % intervals.",
     )
