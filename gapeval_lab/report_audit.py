@@ -150,9 +150,9 @@ def audit_notes(outcome: Outcome) -> list[str]:
         notes = [_said(audit, every) or "Every way of computing the gap says the same about every shift."]
     shift = outcome.shift.gap if outcome.shift else None
     if MEAN in [dispute.where for dispute in audit.disputes] and shift and not _leaves_out_0(shift):
-        notes.append(
-            f"The interval of our own shift, {signed(shift.low)} to {signed(shift.high)}, holds 0: the run "
-            "claims none of these signs."
+        notes[0] += (
+            f" The interval of our own shift, {signed(shift.low)} to {signed(shift.high)}, holds 0: the run "
+            "claims no sign of the mean."
         )
     return [*notes, *audit.notes]
 

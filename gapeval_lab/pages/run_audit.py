@@ -132,7 +132,7 @@ def smallest(numbers: Numbers) -> Section | None:
         "Smallest shift", DETECTABLE_COLUMNS, lines, how=detectable_note(outcome), corner="category"
     )
     lead = joined(
-        "A shift of this size or more would have been told with a probability of ",
+        "A shift of this size would have been told with a probability of at least ",
         *(power, " %. One that is smaller may well be there, unseen."),
     )
     return Section("smallest", "What this run could have seen", "Power", [table], lead=lead)
