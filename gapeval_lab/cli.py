@@ -169,11 +169,12 @@ def show(
         return
     from gapeval_lab.report import draw_outcome
     from gapeval_lab.stored_runs import read_outcome
+    from gapeval_lab.tracking_find import NoSuchRun
     from gapeval_lab.validation import did_you_mean
 
     try:
         place = find_run(name, alone=True)
-    except UserError as error:
+    except NoSuchRun as error:
         hint = did_you_mean(name, available())
         raise UserError(f"{error}\n  nor is it a recipe{hint}; see 'gapeval-lab ls'") from None
     if overrides:

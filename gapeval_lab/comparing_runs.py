@@ -13,7 +13,16 @@ from pathlib import Path
 from gapeval_lab.errors import UserError
 from gapeval_lab.stored_runs import exactly, on_disk
 from gapeval_lab.summaries import Summary, summary_of
-from gapeval_lab.tracking_find import FINISHED, Entry, entries, find_entry, place_of, stored, whereabouts
+from gapeval_lab.tracking_find import (
+    FINISHED,
+    Entry,
+    NoSuchRun,
+    entries,
+    find_entry,
+    place_of,
+    stored,
+    whereabouts,
+)
 from gapeval_lab.tracking_store import Store, Unreachable
 from gapeval_lab.validation import did_you_mean
 
@@ -135,7 +144,7 @@ def _resolve(ref: str, known: Sequence[Entry], store: Store) -> tuple[list[Run],
         return [_of_path(place, known, store)], 0
     try:
         entry = find_entry(ref, known, store)
-    except UserError:
+    except NoSuchRun:
         recipes = sorted({e.logged.tags.get("recipe", "") for e in known if e.logged} - {""})
         if hint := did_you_mean(ref, recipes):
             raise UserError(f"run: '{ref}' is no finished run and no recipe with one{hint}") from None

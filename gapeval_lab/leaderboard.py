@@ -284,7 +284,7 @@ def _how(measured: Measured, known: np.typing.NDArray[np.intp]) -> str:
     elif measured.paired > 1:
         way = f"{measured.paired} of {len(known)} paired by item, the others not; Holm-corrected"
     more = f"; {bare} have no interval and no rank" if bare else ""
-    return f"rank: the range that the data allow ({way}); right for each row with 95 %{more}"
+    return f"rank: the range that the data allow, for each row with 95 % ({way}){more}"
 
 
 def _place(one: Candidate, span: tuple[int, int] | None, measured: Measured, i: int) -> Place:

@@ -14,8 +14,8 @@ from gapeval_lab.errors import UserError
 from gapeval_lab.gap.records import Estimate
 from gapeval_lab.leaderboard_tables import reason
 from gapeval_lab.report_cells import Row, draw_rows, spread
-from gapeval_lab.tracking_find import FINISHED, Entry, entries
-from gapeval_lab.tracking_store import Store
+from gapeval_lab.tracking_find import FINISHED, Entry, entries, stored
+from gapeval_lab.tracking_store import Store, Unreachable
 
 COLUMNS = ("started", "method", "model", "result", "status")
 
@@ -26,6 +26,7 @@ class Listed:
 
     lines: list[tuple[str, tuple[str, ...]]]
     trials: int
+    note: str = ""
 
 
 def listed(store: Store) -> Listed:
@@ -34,10 +35,14 @@ def listed(store: Store) -> Listed:
     Raises:
         UserError: the store cannot be read.
     """
-    found = entries(store)
+    note = ""
+    try:
+        found = entries(store)
+    except Unreachable as error:
+        found, note = stored(store), f"only what lies on this disk: {error}"
     shown = [e for e in found if e.kind != "trial" and not e.derived]
     trials = sum(entry.kind == "trial" for entry in found)
-    return Listed([(entry.id, _cells(entry, store)) for entry in shown], trials)
+    return Listed([(entry.id, _cells(entry, store)) for entry in shown], trials, note)
 
 
 def draw_list(found: Listed) -> Group:
@@ -47,6 +52,8 @@ def draw_list(found: Listed) -> Group:
     if found.trials:
         said = f"{found.trials} trials of searches: gapeval-lab leaderboard --kind trial"
         parts.append(Text(said, style="dim"))
+    if found.note:
+        parts.append(Text(found.note, style="yellow"))
     return Group(*parts)
 
 

@@ -37,6 +37,10 @@ METRICS = (
 _MLFLOW_ID = re.compile(r"[0-9a-f]{6,32}")
 
 
+class NoSuchRun(UserError):
+    """A word that no run bears."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A run of the store.
@@ -153,7 +157,7 @@ def find_entry(ref: str, known: Sequence[Entry], store: Store) -> Entry:
         if matching:
             return matching[-1]
     names = sorted({name for entry in known for name in (entry.id, entry.name) if name})
-    raise UserError(
+    raise NoSuchRun(
         f"run: '{ref}' is no finished run in {store.folder}{did_you_mean(ref, names)}; see 'gapeval-lab ls "
         f"runs', or say '{LAST}'"
     )

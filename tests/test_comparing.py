@@ -14,9 +14,11 @@ from gapeval_lab.comparing_runs import resolve as resolve_all
 from gapeval_lab.comparing_tables import remarks, setting_words
 from gapeval_lab.errors import UserError
 from gapeval_lab.gap.shift import mcnemar
+from gapeval_lab.leaderboard import leaderboard
+from gapeval_lab.leaderboard_list import listed
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.summaries import NAME, Summary, summarise, summary_of
-from gapeval_lab.tracking_find import Entry, entries
+from gapeval_lab.tracking_find import Entry, entries, find_run
 from gapeval_lab.tracking_store import Store
 
 IDS = ("rome_world_knowledge-20261121T100000-aaa111", "rome_world_knowledge-20261121T110000-bbb222")
@@ -198,6 +200,58 @@ def test_runs_by_the_names_that_people_give_them(store: Store, tmp_path: Path) -
         resolve(["rome_wor"], store)
     with pytest.raises(UserError, match="did you mean"):
         resolve(["rome_world_knowlege"], store)
+
+
+def test_a_run_is_the_same_by_every_word_for_it(store: Store, tmp_path: Path) -> None:
+    put(store, IDS[0])
+    put(store, IDS[1])
+    made = database(store)
+    log(made, "a1b2c3" + "0" * 26, tags={"gapeval.outcome": IDS[0], "kind": "edit"})
+    log(made, "d" * 32, status="FAILED", tags={"kind": "edit"})
+    folder = store.folder / "outcomes" / IDS[0]
+    words = [IDS[0], IDS[0][:-2], str(folder), f"{folder}/outcome.json"]
+    words += ["a1b2c3" + "0" * 26, "a1b2c3", "name-a1b2c3" + "0" * 26]
+    assert {find_run(word, store) for word in words} == {folder}
+    assert {run.place for word in words for run in resolve([word], store)} == {folder}
+    for word, said in (
+        ("rome_wor", "fits 2 runs"),
+        ("nothing", "is no finished run"),
+        ("d" * 32, "no outcome"),
+        ("name-" + "d" * 32, "no outcome"),
+    ):
+        for find in (find_run, lambda ref, where: resolve([ref], where)):
+            with pytest.raises(UserError, match=said):
+                find(word, store)
+    alone = (folder / "outcome.json").rename(tmp_path / "mine.json")
+    assert find_run(str(alone), store, alone=True) == alone
+    with pytest.raises(UserError, match="without what lies beside it"):
+        find_run(str(alone), store)
+    # With no server, what lies on this disk is found, compared and listed.
+    away = Store(store.root, "http://127.0.0.1:9")
+    put(store, IDS[0] + "x")
+    assert find_run(IDS[1], away) == store.folder / "outcomes" / IDS[1]
+    assert len(resolve(["rome_world_knowledge"], away)) == 1
+    assert len(listed(away).lines) == 2 and "no answer" in listed(away).note
+    with pytest.raises(UserError, match="cannot be asked"):
+        find_run("nothing", away)
+
+
+def test_repetitions_are_no_further_seeds(store: Store, capsys) -> None:
+    put(store, IDS[0])
+    put(store, IDS[1], seed=1, reproduces=IDS[0])
+    runs_, repeated = resolve_all(["rome_world_knowledge"], store)
+    assert [run.entry.id for run in runs_] == [IDS[0]] and repeated == 1
+    assert [run.entry.id for run in resolve([IDS[1]], store)] == [IDS[1]]
+    board = leaderboard(store)
+    assert [place.run_id for place in board.lists[0].places] == [IDS[0]] and board.repeated == 1
+    tags = {"gapeval.outcome": IDS[1], "gapeval.reproduces": IDS[0], "kind": "edit"}
+    log(database(store), "e" * 32, tags=tags)
+    assert leaderboard(store).repeated == 1
+    chosen = leaderboard(store, where=f"tags.`gapeval.reproduces` = '{IDS[0]}'")
+    assert [place.run_id for place in chosen.lists[0].places] == [IDS[1]] and not chosen.repeated
+    assert dict(listed(store).lines)[IDS[1]][-1] == "finished, a repetition"
+    assert call("leaderboard") == 0
+    assert "left out: 1 repetition by reproduce" in capsys.readouterr().out
 
 
 def test_mlflow_and_the_disk_are_one_list(store: Store, tmp_path: Path) -> None:

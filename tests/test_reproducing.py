@@ -78,7 +78,14 @@ def test_it_runs_again_from_its_own_copies_and_takes_nothing_from_disk(
     facts.unlink()
     gone = reproducing.plan(found)
     store.check()
-    done, differences = reproducing.reproduce(gone, store=store, on_progress=lambda *_: None)
+    early: list[dict[str, str]] = []
+
+    def look(*_: object) -> None:
+        if not early:
+            ids = [identity for _, identity in store.experiments()]
+            early.extend(run.data.tags for run in store.client.search_runs(ids, "status = 'RUNNING'"))
+
+    done, differences = reproducing.reproduce(gone, store=store, on_progress=look)
     comparison, report = reproducing.told(found, done, differences, store=store)
     told = [one.told() for one in changed.differences]
     assert [line for line in told if str(facts) in line and "the copy that the run kept is taken" in line]
@@ -95,6 +102,10 @@ def test_it_runs_again_from_its_own_copies_and_takes_nothing_from_disk(
     assert done.outcome.reproduces == place.name and done.outcome.kind == "edit"
     assert sorted(store.folder.glob("cache/**/*")) == cached and not (done.place / "alone").exists()
     tags = store.client.get_run(done.run_id).data.tags
+    # Known from the start, so that a run which fails is found by them, too.
+    told_first = {"kind": "edit", "method": "rome", "recipe": "again", "direction": "text"}
+    assert told_first.items() <= early[0].items() and tags.items() >= told_first.items()
+    assert early[0]["umm"] == tags["umm"] and early[0]["target"] == tags["target"]
     assert tags["gapeval.reproduces"] == place.name and tags["gapeval.reproduced"] == "Reproduced exactly"
     assert json.loads((done.place / "reproduction.json").read_text())["now"] == done.outcome.run_id
     logged = {entry.path for entry in store.client.list_artifacts(done.run_id)}
