@@ -30,7 +30,7 @@ from PIL import Image  # noqa: E402
 
 RECIPE = "rome_world_knowledge"
 OTHERS = ("memit_world_knowledge", "lora_world_knowledge_text")
-SHARP = 1.5  # pixels of a picture per pixel of a page
+SHARP, WIDE_SHARP, PHONE_SHARP = 1.5, 1.25, 2  # pixels of a picture per pixel of a page
 EDGE = 24  # pixels left above and below what is cut out
 MOST = 200 * 1024  # bytes of a picture
 COLORS = (256, 128, 64, 32)  # of its palette; fewer where it would be too large
@@ -97,7 +97,7 @@ def keep(png: bytes, file: Path) -> None:
     for colors in (0, *COLORS):
         made = io.BytesIO()
         kind = Image.Quantize.MAXCOVERAGE
-        small = picture.quantize(colors, kind, dither=Image.Dither.NONE) if colors else picture
+        small = picture.quantize(colors, kind, kmeans=2, dither=Image.Dither.NONE) if colors else picture
         small.save(made, "PNG", optimize=True)
         if made.tell() <= MOST:
             break
@@ -142,7 +142,7 @@ def show_pages(driver: Any, shown: Shown, comparison: Path, out: Path) -> None:
         shoot(driver, out / "comparison.png", to="#runs .table")
     with screen(driver, PHONE):
         fresh(driver, report)
-        shoot(driver, out / "phone.png", sharp=2)
+        shoot(driver, out / "phone.png", sharp=PHONE_SHARP)
 
 
 def show_mlflow(driver: Any, shown: Shown, addresses: dict[str, str], out: Path) -> None:
@@ -159,19 +159,19 @@ def show_mlflow(driver: Any, shown: Shown, addresses: dict[str, str], out: Path)
         fresh(driver, addresses["leaderboard"])
         seen("matching runs", "-text-", "baseline", "verdict")
         driver.execute_script(NO_TOOLS, TOOLS)
-        shoot(driver, out / "leaderboard.png")
+        shoot(driver, out / "leaderboard.png", sharp=WIDE_SHARP)
     with screen(driver, 1700, 1200):
         fresh(driver, addresses["gap shift"])
         seen("Did the gap close?", "delta/gap_score")
         until("the charts", lambda: driver.execute_script(CHARTS))
         driver.execute_script(NO_TOOLS, TOOLS)
-        shoot(driver, out / "charts.png")
+        shoot(driver, out / "charts.png", sharp=WIDE_SHARP)
     root = addresses["leaderboard"].partition("#")[0]
     with screen(driver, 1500, 1000):
         fresh(driver, root + traces_link(shown.experiment, shown.run, shown.baseline))
         seen("compare to", "understanding", '"item"')
         driver.execute_script(NO_TOOLS, TOOLS)
-        shoot(driver, out / "traces.png")
+        shoot(driver, out / "traces.png", sharp=WIDE_SHARP)
         row = "//*[@role='row'][.//*[@role='cell'][contains(@style, 'col-generation')][contains(., 'True')]"
         row += "[contains(., 'False')]]"
         driver.find_element(By.XPATH, f"{row}//a").click()

@@ -75,7 +75,13 @@ class Shown:
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     place = tmp_path_factory.mktemp("mlflow")
-    with serve(place / "server") as port, browser(place / "profile", width=1800, height=1000) as driver:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        serve(place / "server") as port,
+        browser(place / "profile", width=1800, height=1000) as driver,
+    ):
+        # Some of the server's code asks for the process's own store, which would be made in this folder.
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'server' / 'server.db'}")
         store = Store(place, f"http://127.0.0.1:{port}")
         store.check()
         folder = place / "outcome"
