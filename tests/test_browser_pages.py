@@ -227,22 +227,36 @@ def test_the_filters_of_a_comparison_show_what_the_outcomes_hold(driver: Any, pa
     assert complaints(driver) == []
 
 
-@pytest.mark.parametrize("name", ["edit", "baseline"])
-def test_480_items_are_filtered_within_a_second(driver: Any, pages, outcomes, name: str) -> None:
-    """From the start of loading to the first filtered view on the screen; the best of a few tries."""
+def first_filtered(driver: Any, address: str) -> float:
+    """Seconds from the start of loading a page to the first filtered view on the screen."""
     added = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": FIRST_FILTER})
     try:
-        taken = []
-        for _ in range(TRIES):
-            driver.get("about:blank")
-            driver.get(pages[name])
-            wait = "const done = arguments[0]; const ask = () => window.firstFiltered"
-            wait += " ? done(window.firstFiltered) : setTimeout(ask, 5); ask();"
-            taken.append(driver.execute_async_script(wait) / 1000)
-            assert shown(driver) == EACH  # the first facet is the category
+        driver.get("about:blank")
+        driver.get(address)
+        ask = "const done = arguments[0]; const ask = () => window.firstFiltered"
+        ask += " ? done(window.firstFiltered) : setTimeout(ask, 5); ask();"
+        return float(driver.execute_async_script(ask)) / 1000
     finally:
         driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
+
+@pytest.mark.parametrize("name", ["edit", "baseline"])
+def test_480_items_are_filtered_within_a_second(driver: Any, pages, name: str) -> None:
+    """The best of a few tries, since machines are busy."""
+    taken = []
+    for _ in range(TRIES):
+        taken.append(first_filtered(driver, pages[name]))
+        assert shown(driver) == EACH  # the first filter is the category
     assert min(taken) < READY_SECONDS, taken
+
+
+def test_a_slow_page_is_found(driver: Any, pages, tmp_path: Path) -> None:
+    """Or the check above could not fail."""
+    slow = "<script>for (const start = performance.now(); performance.now() < start + 1000;);</script>"
+    text = Path(pages["full"].removeprefix("file://")).read_text(encoding="utf-8")
+    page = tmp_path / "slow.html"
+    page.write_text(text.replace("<header", slow + "<header", 1), encoding="utf-8")
+    assert first_filtered(driver, page.as_uri()) > READY_SECONDS
 
 
 def test_a_filter_is_reached_and_set_by_keyboard(driver: Any, pages, outcomes) -> None:
