@@ -31,6 +31,7 @@ def scripted(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
     monkeypatch.setattr("gapeval_lab.search.trials_of", trials_of)
     monkeypatch.setattr(Store, "check", lambda store: None)
     monkeypatch.setattr("os.fsync", lambda handle: None)
+    monkeypatch.setattr("gapeval_lab.search.POLL_SECONDS", 0.01)
     file = home / "searched.yaml"
     file.write_text(RECIPE)
     return file

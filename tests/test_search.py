@@ -38,6 +38,7 @@ def plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     use_fake_plug_ins()
     # Waiting for the disk is most of the time; what survives a kill is tested in processes of its own.
     monkeypatch.setattr("os.fsync", lambda handle: None)
+    monkeypatch.setattr("gapeval_lab.search.POLL_SECONDS", 0.01)
 
 
 def search(found: Plan, *, seconds: float = 0.0) -> Summary:
