@@ -23,7 +23,7 @@ EDIT = (
 )
 INJECT = (
     *("--recipe", "lora_world_knowledge_both", "--limit", "8", "evaluation.official=false"),
-    *("controls.placebo=false", "facts.count=2", "intervention.steps=12", "intervention.batch=4"),
+    *("controls.placebo=false", "facts.count=2", "intervention.steps=6", "intervention.batch=4"),
     *("intervention.checkpoint_every=2", "emergence.at=null", "emergence.every=3", "emergence.items=8"),
 )
 
@@ -124,7 +124,7 @@ def test_an_injection_killed_while_it_trains_ends_with_the_same_adapter(tmp_path
     _, resumed = finish(two, *INJECT)
     assert numbers(resumed) == numbers(whole)
     assert "When the facts were learned" in printed
-    assert [point["step"] for point in whole["emergence"]["points"]] == [0, 3, 6, 9, 12]
+    assert [point["step"] for point in whole["emergence"]["points"]] == [0, 3, 6]
     assert all(point["gap"] is not None for point in whole["emergence"]["points"])
     files = [next(home.rglob("adapter/adapter_model.safetensors")).read_bytes() for home in (one, two)]
     assert files[0] == files[1]

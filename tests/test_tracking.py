@@ -3,14 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from clean_processes import STORE, clean
 from factories import CATEGORIES, make_outcome, without_after
 from page_outcomes import full_outcome
 from page_reader import PageReader, wrong_numbers
@@ -148,37 +146,25 @@ def test_a_named_run_is_resumed_or_refused(store):
             pass
 
 
-KILLED = """
-    import os, signal, sys
-    from pathlib import Path
-    from gapeval_lab import tracking_log, tracking_system
-    from gapeval_lab.outcome import Outcome
-    from gapeval_lab.tracking import Store, track
-
-    root, folder = Path(sys.argv[1]), Path(sys.argv[2])
+def _killed(root: Path, folder: Path, told: Path) -> None:
+    """A process that ends with -9 while it logs."""
     tracking_log._log_probes = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-    store = Store.open(root)
-    with track(store, "n", experiment=sys.argv[3], key="kill9") as live:
-        print(live.run_id, flush=True)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    with track(Store.open(root), "n", experiment=EXPERIMENT, key="kill9") as live:
+        told.write_text(live.run_id)
         live.log(Outcome.load(folder), folder)
-"""
 
 
 def test_kill_9_while_logging_then_the_same_command_again(store, tmp_path):
     """The baseline is there, so the kill hits the edit run itself, after its metrics are written."""
     outcome = make_outcome(tmp_path, seed=9)
     baseline(store, outcome, tmp_path)
-    script = tmp_path / "killed.py"
-    script.write_text(textwrap.dedent(KILLED))
-    child = subprocess.run(
-        [sys.executable, str(script), str(store.root), str(tmp_path), EXPERIMENT],
-        capture_output=True,
-        text=True,
-        env={key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"},
-        cwd=Path(__file__).parents[1],
-    )
-    assert child.returncode == -signal.SIGKILL, child.stderr
-    run_id = child.stdout.strip()
+    told = tmp_path / "run"
+    child = clean(STORE).Process(target=_killed, args=(store.root, tmp_path, told))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    run_id = told.read_text()
     client = store.client
     assert status(store, run_id) == "RUNNING"
     assert "delta/gap_score" in client.get_run(run_id).data.metrics
