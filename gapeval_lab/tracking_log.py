@@ -95,6 +95,7 @@ def log_outcome(
                 )
             links["Compare with the baseline"] = (
                 f"#/compare-runs?runs={ids}&experiments={quote(json.dumps([experiment_id]))}"
+                "&workflowType=machine_learning"
             )
     tags["mlflow.note.content"] = tracking_values.note(outcome, links=links)
     # The UI finds tables by this tag; the first one is what its compare page opens with.

@@ -118,12 +118,8 @@ def item_traces(
     return [
         ItemTrace(
             trace_id=f"tr-{_digest(run_id, row.id)}",
-            inputs={
-                "item": row.id,
-                "category": row.category,
-                "question": row.question,
-                "draw": row.draw_prompt,
-            },
+            # Three: of four, MLflow's comparison would fold the first away, which is the item's name.
+            inputs={"item": row.id, "question": row.question, "draw": row.draw_prompt},
             row=row,
             picture=folder / row.picture if row.picture else None,
         )
@@ -267,7 +263,7 @@ def _made(trace: ItemTrace, place: int, *, run: Any, start: int) -> Made:
                 | {f"p{share}": sizes[len(sizes) * share // 100] for share in (25, 50, 75)}
             ),
         },
-        tags={"mlflow.traceName": "item"},
+        tags={"mlflow.traceName": "item", "category": trace.row.category},
         assessments=[],
     )
     verdicts = {f"a-{_digest(trace.trace_id, one)}": (one, *said) for one, said in trace.verdicts.items()}

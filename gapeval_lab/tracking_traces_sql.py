@@ -112,7 +112,7 @@ def _rows(made: "Made", place: str) -> Iterator[tuple[Any, dict[str, Any]]]:
         },
     )
     tags = {"mlflow.artifactLocation": place, "mlflow.trace.spansLocation": "TRACKING_STORE"}
-    for key, value in tags.items():
+    for key, value in (tags | {"category": info.tags["category"]}).items():
         yield SqlTraceTag, {"request_id": trace_id, "key": key, "value": value}
     for key, value in (info.trace_metadata | {"mlflow.trace.infoFinalized": "true"}).items():
         yield SqlTraceMetadata, {"request_id": trace_id, "key": key, "value": value}

@@ -68,8 +68,9 @@ def assert_traces(store: Store, run, rows, folder: Path) -> None:
         trace = found[row.id]
         root, *parts = trace.data.spans
         assert root.inputs == {
-            "item": row.id, "category": row.category, "question": row.question, "draw": row.draw_prompt,
+            "item": row.id, "question": row.question, "draw": row.draw_prompt,
         }  # fmt: skip
+        assert trace.info.tags["category"] == row.category
         assert root.parent_id is None and {span.parent_id for span in parts} == {root.span_id}
         assert [span.name for span in parts] == ["understanding", "generation"]
         assert parts[0].outputs == {"answer": row.answer} and root.outputs["answer"] == row.answer
