@@ -12,13 +12,12 @@ from pathlib import Path
 
 STORE = ("gapeval_lab.tracking", "mlflow.store.tracking.sqlalchemy_store")
 RUN = (
-    "torch._dynamo",
-    "transformers.generation.utils",
-    "transformers.models.janus.modeling_janus",
     "gapeval_lab.cli",
     "gapeval_lab.bench",
     "gapeval_lab.report",
     "gapeval_lab.tracked_run",
+    "gapeval_lab.models.janus_model",
+    "gapeval_lab.interventions.rome",
     *STORE,
 )
 

@@ -17,7 +17,10 @@ from gapeval_lab import tracking_store
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-LONGEST = ("test_end_to_end", "test_search", "test_trials", "test_gap_official", "test_tracking_store")
+LONGEST = (
+    *("test_end_to_end", "test_search", "test_easyedit", "test_trials", "test_real_recipes"),
+    *("test_gap_official", "test_interventions_contract", "test_tracking_store", "test_cli_search"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

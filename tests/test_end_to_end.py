@@ -15,6 +15,7 @@ from engines import NEEDS_EASYEDIT
 from page_reader import PageReader, wrong_numbers
 
 from gapeval_lab import cli
+from gapeval_lab.tracking_store import Store
 
 FACTS = 4
 EDIT = (
@@ -152,7 +153,8 @@ def test_an_edit_with_easyedits_own_code(tmp_path: Path) -> None:
 
 
 def kill_when(reached: Callable[[], bool], home: Path, *arguments: str) -> None:
-    """Start a run, and end it with -9 as soon as something is so."""
+    """Start a run on a store that is there, and end it with -9 as soon as something is so."""
+    Store(home, f"sqlite:///{home / 'mlruns' / 'mlflow.db'}").check()
     running = clean(RUN).Process(target=command_line, args=(home, "edit", *arguments))
     running.start()
     deadline = time.monotonic() + 240
