@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import PHONE, browser, complaints, medium, needs_browser, screen, sideways
+from browser import PHONE, browser, complaints, medium, needs_browser, screen, sideways, until
 from factories import make_outcome, without_after
 from page_outcomes import full_outcome
 from run_store import call
@@ -290,7 +290,7 @@ def test_a_filter_is_reached_and_set_by_keyboard(driver: Any, pages, outcomes) -
         if press(Keys.TAB).tag_name == "button":
             break
     press(Keys.ENTER)
-    assert shown(driver) == len(rows)
+    until("all cards are shown again", lambda: shown(driver) == len(rows))
 
 
 def test_what_is_folded_is_printed_and_of_many_items_the_first(driver: Any, pages) -> None:

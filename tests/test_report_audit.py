@@ -263,12 +263,12 @@ def few(monkeypatch) -> None:
 
 @pytest.fixture
 def home(outcome, tmp_path, monkeypatch):
-    folder = tmp_path / "outcomes" / "run-1"
+    folder = tmp_path / "mlruns" / "outcomes" / "run-1"
     folder.mkdir(parents=True)
     outcome.save(folder)
     monkeypatch.setattr("gapeval_lab.planning.SIZES", ())
-    for name in ("audit", "plan"):
-        monkeypatch.setattr(f"gapeval_lab.cli_{name}.home", lambda: tmp_path)
+    monkeypatch.setenv("GAPEVAL_LAB_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path
 
 
