@@ -123,6 +123,7 @@ def test_a_search_with_the_embedded_model(
     block = f"search={{goal: {{edit/reliability/text: maximize}}, pruner: {{use: median}}, space: {space}}}"
     small = ["facts.count=1", "evaluation.limit=8", "evaluation.replicates=50", "evaluation.official=false"]
     small += ["controls.placebo=false", "controls.identity=false", "intervention.steps=3"]
+    small += ["intervention.moment_texts=200"]
     arguments = ["search", "--recipe", "rome_world_knowledge", "--trials", "2", *small, block]
     assert call(monkeypatch, *arguments) == 0
     assert "trials: 2 finished" in capsys.readouterr().out

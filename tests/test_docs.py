@@ -24,6 +24,7 @@ SMALLER = {
 }
 FEW = "evaluation.limit=8 evaluation.official=false"
 FACTS = "facts.count=2"
+EDITED = "intervention.steps=5 intervention.moment_texts=100"
 TRAINED = "intervention.steps=6 intervention.batch=4 emergence.at=[0,6] emergence.items=4"
 ASKING = ("edit", "eval", "search --recipe", "delta apply")
 SHOWN_ADDRESSES = ("e11f", "5b0d")
@@ -44,7 +45,8 @@ def made_smaller(command: str) -> str:
         return command
     asked = [FEW] if "--limit" not in words else []
     facts = [FACTS] if "--recipe baseline" not in words else []
-    return " ".join([command, *asked, *facts, *([TRAINED] if "--recipe lora" in words else [])])
+    fitted = [TRAINED] if "--recipe lora" in words else [EDITED] if words.startswith("edit --recipe rome") else []
+    return " ".join([command, *asked, *facts, *fitted])
 
 
 def with_real_addresses(command: str, project: Path) -> str:

@@ -202,13 +202,14 @@ def test_native_memit_gives_the_same_delta_on_a_umm(janus: Any, tinyworld: Any) 
     ],
 )
 def test_each_difference_breaks_memits_parity(other: dict[str, Any]) -> None:
-    apart = []
-    for kind, contexts, updates in (("gpt2", 3, 8), ("llama", 0, 25)):  # the second stops early
+
+    def apart(kind: str, contexts: int, updates: int) -> float:
         engine = memit_engine(contexts).model_copy(
             update={"v_num_grad_steps": updates, "clamp_norm_factor": 8}
         )
-        apart.append(relative(fit(native_memit(engine, **other), *two(kind)), of_the_engine(engine, kind)))
-    assert max(apart) > PARITY
+        return relative(fit(native_memit(engine, **other), *two(kind)), of_the_engine(engine, kind))
+
+    assert apart("gpt2", 3, 8) > PARITY or apart("llama", 0, 25) > PARITY  # the second stops early
 
 
 def test_parity_in_the_other_precision() -> None:
@@ -232,12 +233,13 @@ def test_parity_in_the_other_precision() -> None:
 )
 def test_each_difference_breaks_the_parity(other: dict[str, Any]) -> None:
     """What the parity tests would see: any one of EasyEdit's ways left out."""
-    apart = []
-    # The first has keys that differ between contexts, the second stops before its last step.
-    for kind, contexts in (("gpt2", 3), ("llama", 0)):
+
+    def apart(kind: str, contexts: int) -> float:
         engine = EasyEdit(method="ROME", layer=0, contexts=contexts)
-        apart.append(relative(fit(native(engine, **other), *two(kind)), of_the_engine(engine, kind)))
-    assert max(apart) > PARITY
+        return relative(fit(native(engine, **other), *two(kind)), of_the_engine(engine, kind))
+
+    # The first has keys that differ between contexts, the second stops before its last step.
+    assert apart("gpt2", 3) > PARITY or apart("llama", 0) > PARITY
 
 
 def test_the_loss_layer_is_read_and_changes_nothing() -> None:

@@ -13,6 +13,7 @@ from gapeval_lab.work_folder import working_folder
 @pytest.mark.parametrize("recipe", ["rome_world_knowledge"])
 def test_it_is_measured_and_edited_like_the_first_one(recipe: str, tmp_path: Path) -> None:
     few = ["evaluation.items=48", "evaluation.official=false", "facts.count=2", "controls.placebo=false"]
+    few += ["intervention.moment_texts=200"]
     bench = load_bench(load(recipe, ["model={config: embedded_emu3}", *few]))
     assert bench.name == "emu3/embedded"
     with working_folder(tmp_path, bench.key) as work:

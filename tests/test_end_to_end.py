@@ -20,7 +20,7 @@ from gapeval_lab.tracking_store import Store
 FACTS = 4
 EDIT = (
     *("--recipe", "rome_world_knowledge", "--limit", "16", "evaluation.official=false"),
-    f"facts.count={FACTS}",
+    *(f"facts.count={FACTS}", "intervention.moment_texts=200"),
 )
 INJECT = (
     *("--recipe", "lora_world_knowledge_both", "--limit", "8", "evaluation.official=false"),

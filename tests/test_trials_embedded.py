@@ -13,7 +13,7 @@ from gapeval_lab.tracking_store import Store
 from gapeval_lab.trials import open_trials
 from gapeval_lab.work_folder import working_folder
 
-SMALL = ("evaluation.items=32", "facts.count=1", "intervention.steps=8")
+SMALL = ("evaluation.items=32", "facts.count=1", "intervention.steps=8", "intervention.moment_texts=200")
 LEFT_OUT = ("time/", "cost/", "memory/", "audit/", "detectable/")  # the last two: trials have none
 
 
