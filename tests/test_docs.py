@@ -45,7 +45,9 @@ def made_smaller(command: str) -> str:
         return command
     asked = [FEW] if "--limit" not in words else []
     facts = [FACTS] if "--recipe baseline" not in words else []
-    fitted = [TRAINED] if "--recipe lora" in words else [EDITED] if words.startswith("edit --recipe rome") else []
+    fitted = (
+        [TRAINED] if "--recipe lora" in words else [EDITED] if words.startswith("edit --recipe rome") else []
+    )
     return " ".join([command, *asked, *facts, *fitted])
 
 
