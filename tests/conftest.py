@@ -18,7 +18,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 LONGEST = (
-    *("test_end_to_end", "test_search", "test_easyedit", "test_trials", "test_real_recipes"),
+    *("test_end_to_end", "test_docs", "test_tracking_server", "test_search", "test_easyedit", "test_trials"),
+    *("test_real_recipes", "test_browser_mlflow", "test_tracking", "test_report_audit"),
     *("test_gap_official", "test_interventions_contract", "test_tracking_store", "test_cli_search"),
 )
 
