@@ -39,7 +39,8 @@ def serve(folder: Path) -> Iterator[int]:
         # A server's process is at its own database; this one is the client's, too.
         patch.setattr(handlers.utils, "set_tracking_uri", lambda uri: None)
         patch.setattr(handlers.registry_utils, "set_registry_uri", lambda uri: None)
-        with socket.socket() as listening:
+        # Its protocol named, or asyncio leaves small parts of an answer waiting for one another.
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
             listening.bind(("127.0.0.1", 0))
             server = uvicorn.Server(uvicorn.Config(fastapi_app.app, log_level="error", lifespan="off"))
             thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
@@ -96,6 +97,8 @@ class Door:
             if self.state == "shut":
                 return
             with socket.create_connection(("127.0.0.1", self.behind)) as server:
+                for one in (client, server):  # else small parts wait for one another, 40 ms each time
+                    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._both(client, server)
 
     def _both(self, client: socket.socket, server: socket.socket) -> None:

@@ -63,6 +63,7 @@ def test_the_users_uri_is_taken_and_never_overwritten(tmp_path, monkeypatch):
 def _start(root: Path, gate: Path, said: Path, results: Any) -> None:
     """One process that starts with the others: waits at the gate, then does what the command line does."""
     write_to(said)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # of the test that first asked for such a process
     try:
         with gate.open("a") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH)
