@@ -22,7 +22,7 @@ SMALLER = {
     "--trials 20": "--trials 3",
     "--limit 120": "--limit 8",
 }
-FEW = "evaluation.limit=8 evaluation.official=false"
+FEW = "evaluation.limit=8 evaluation.official=false controls.identity=false"
 FACTS = "facts.count=2"
 EDITED = "intervention.steps=5 intervention.moment_texts=100"
 TRAINED = "intervention.steps=6 intervention.batch=4 emergence.at=[0,6] emergence.items=4"
