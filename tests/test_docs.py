@@ -1,7 +1,8 @@
 """Every command in the README and in docs/ is run, in the order in which it stands there, in one project.
 
 What would take minutes is made smaller, by the constants below and by nothing else: fewer items, facts,
-steps, seeds and trials. The addresses of deltas that the README shows become those of the runs made before.
+steps, seeds, trials and drawn runs. The addresses of deltas that the README shows become those of the runs
+made before.
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from gapeval_lab import cli
+from gapeval_lab.gap.power import Budget
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "guide.md")
@@ -27,6 +29,7 @@ FACTS = "facts.count=2"
 EDITED = "intervention.steps=5 intervention.moment_texts=100"
 TRAINED = "intervention.steps=6 intervention.batch=4 emergence.at=[0,6] emergence.items=4"
 ASKING = ("edit", "eval", "search --recipe", "delta apply")
+DRAWN = ("gapeval_lab.gap.power.NEAR", "gapeval_lab.planning.CAREFUL", "gapeval_lab.planning.QUICK")
 SHOWN_ADDRESSES = ("e11f", "5b0d")
 
 
@@ -91,6 +94,8 @@ def test_the_command_does_what_the_document_says(
     monkeypatch.chdir(project)
     monkeypatch.setenv("GAPEVAL_LAB_HOME", str(project))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for budget in DRAWN:
+        monkeypatch.setattr(budget, Budget(200, 3))
     words = shlex.split(with_real_addresses(made_smaller(command), project))
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as ended:
