@@ -11,9 +11,8 @@ from typing import ClassVar
 from gapeval_lab.comparing import Comparison
 from gapeval_lab.comparing_runs import Run
 from gapeval_lab.outcome import ItemRow, Outcome
-from gapeval_lab.pages.gallery import MARKS, Facet, Shot, shot
+from gapeval_lab.pages.gallery import MARKS, Facet, State, shot
 from gapeval_lab.pages.parts import Block, Note, Section
-from gapeval_lab.tracking_tables import word
 
 MOST_RUNS = 6  # pictures that stand side by side
 MOST = 400  # cards
@@ -21,30 +20,13 @@ SIDES = (("Told", "understanding"), ("Drawn", "generation"))
 
 
 @dataclass(frozen=True)
-class View:
-    """One run's last answer and picture of an item; `lost`: it was drawn, but the picture is not here."""
-
-    number: int
-    row: ItemRow
-    shot: Shot | None
-    lost: bool
-
-    @property
-    def told(self) -> str:
-        """The verdict on the answer."""
-        return word(self.row.understanding)
-
-    @property
-    def drawn(self) -> str:
-        """The verdict on the picture."""
-        return word(self.row.generation)
-
-
-@dataclass(frozen=True)
 class Split:
-    """An item on which verdicts differ. `facets`: the places of its values in the filters."""
+    """An item on which verdicts differ: each run's last state of it, named by the run's number.
 
-    views: tuple[View, ...]
+    `facets`: the places of its values in the filters.
+    """
+
+    views: tuple[State, ...]
     facets: str
 
 
@@ -116,12 +98,12 @@ def _parted(rows: Sequence[ItemRow]) -> bool:
     return any(len({getattr(row, side) for row in rows}) > 1 for _, side in SIDES)
 
 
-def _view(number: int, row: ItemRow, folder: Path) -> View:
+def _view(number: int, row: ItemRow, folder: Path) -> State:
     found = shot(folder / row.picture) if row.picture else None
-    return View(number, row, found, lost=bool(row.picture) and found is None)
+    return State(str(number), row, found, lost=bool(row.picture) and found is None)
 
 
-def _columns(groups: Sequence[tuple[View, ...]]) -> list[tuple[str, list[str]]]:
+def _columns(groups: Sequence[tuple[State, ...]]) -> list[tuple[str, list[str]]]:
     """The filters: their labels, and each card's value."""
     columns = [("Category", [views[0].row.category.replace("_", " ") for views in groups])]
     for label, side in SIDES:
@@ -129,9 +111,9 @@ def _columns(groups: Sequence[tuple[View, ...]]) -> list[tuple[str, list[str]]]:
     return columns
 
 
-def _right_in(views: Sequence[View], side: str) -> str:
+def _right_in(views: Sequence[State], side: str) -> str:
     """'runs 1, 3', 'all', 'none'."""
-    right = [str(view.number) for view in views if getattr(view.row, side)]
+    right = [view.name for view in views if getattr(view.row, side)]
     if len(right) == len(views):
         return "all"
     return f"run{'s' if len(right) > 1 else ''} {', '.join(right)}" if right else "none"

@@ -81,16 +81,21 @@ def quality_data(outcome: Outcome) -> States | None:
     )
 
 
-def draw_states(data: States, *, xlabel: str) -> Any:
-    """A row per label with both states and their intervals; a short upright line marks chance."""
+def _figure_of_rows(count: int) -> tuple[Any, Any]:
+    """A figure as high as so many rows need, and its axes."""
     from matplotlib.figure import Figure
 
+    height = EDGE + ROW * count
+    figure = Figure(figsize=(WIDTH, height))
+    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.5 / height, top=1 - 0.38 / height)
+    return figure, figure.subplots()
+
+
+def draw_states(data: States, *, xlabel: str) -> Any:
+    """A row per label with both states and their intervals; a short upright line marks chance."""
     with style():
         count = len(data.labels)
-        height = EDGE + ROW * count
-        figure = Figure(figsize=(WIDTH, height))
-        figure.subplots_adjust(left=0.02, right=0.98, bottom=0.5 / height, top=1 - 0.38 / height)
-        axes = figure.subplots()
+        figure, axes = _figure_of_rows(count)
         for row, (label, old, new, chance) in enumerate(
             zip(data.labels, data.before, data.after, data.chance, strict=True)
         ):
@@ -135,14 +140,9 @@ def shift_data(outcome: Outcome) -> Shifts | None:
 
 def draw_shifts(data: Shifts, *, xlabel: str) -> Any:
     """A row per label: the shift with its interval, the placebo's under it, and a line at nothing."""
-    from matplotlib.figure import Figure
-
     with style():
         count = len(data.labels)
-        height = EDGE + ROW * count
-        figure = Figure(figsize=(WIDTH, height))
-        figure.subplots_adjust(left=0.02, right=0.98, bottom=0.5 / height, top=1 - 0.38 / height)
-        axes = figure.subplots()
+        figure, axes = _figure_of_rows(count)
         axes.axvline(0.0, color=INK, linewidth=0.9)
         for row, (label, shift, placebo) in enumerate(
             zip(data.labels, data.shift, data.placebo, strict=True)

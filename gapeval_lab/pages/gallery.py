@@ -43,7 +43,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class State:
-    """An item in one state."""
+    """An item in one state, or in one of several runs."""
 
     name: str
     row: ItemRow
