@@ -266,19 +266,30 @@ def _execute(
         _check_writable(place)
     began = time.monotonic()
     from gapeval_lab.shards import crew
+    from gapeval_lab.tracking_process import beside
+    from gapeval_lab.tracking_store import Store
 
-    with crew(loaded.recipe.model, processes, engine=engine, say=console.print) as helpers:
+    store, say = Store.open(), partial(console.print, soft_wrap=True, style="yellow", markup=False)
+    with (
+        beside(store) as tracker,
+        crew(loaded.recipe.model, processes, engine=engine, say=console.print) as helpers,
+    ):
         with console.status("loading the libraries, the store and the model"):
             from gapeval_lab.bench import load_bench
             from gapeval_lab.tracked_run import tracked_run
-            from gapeval_lab.tracking import Store
-            from gapeval_lab.tracking_patient import prepare
 
-            store, say = Store.open(), partial(console.print, soft_wrap=True, style="yellow", markup=False)
-            prepare(store)
             bench = load_bench(loaded)
+            tracker.ready()
         with Bars(console) as bars:
-            done = tracked_run(bench, store=store, on_progress=bars.update, out=out, helpers=helpers, say=say)
+            done = tracked_run(
+                bench,
+                store=store,
+                on_progress=bars.update,
+                out=out,
+                helpers=helpers,
+                say=say,
+                track=tracker.track,
+            )
     outcome = done.outcome
     if json_file:
         _write(json_file, outcome.model_dump_json(indent=1))

@@ -6,7 +6,7 @@ the last state alone is measured.
 """
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class Course:
         fitted: what each intervention gave.
         delta: all of it together.
         placebo, identity: the controls, where they were measured.
+        known: results that were recorded before.
     """
 
     began: datetime.datetime
@@ -50,6 +51,7 @@ class Course:
     delta: WeightDelta = field(default_factory=WeightDelta.zero)
     placebo: Measured | None = None
     identity: Measured | None = None
+    known: Mapping[str, PhaseResult] = field(default_factory=dict)
 
 
 def record(bench: Bench, course: Course, *, weights: str, work: Path, trial: bool = False) -> Outcome:
@@ -61,12 +63,16 @@ def record(bench: Bench, course: Course, *, weights: str, work: Path, trial: boo
         weights: the fingerprint of the model now that everything was taken back.
         work: the working folder.
         trial: whether it is one trial of a search.
+
+    A run of which the state before alone is measured yet has a record, too: what its baseline's takes.
     """
     loaded, seed, fitted = bench.loaded, bench.loaded.recipe.seed, course.fitted
-    first, after = course.states[0], course.states[-1] if bench.stages else None
+    first, after = course.states[0], course.states[-1] if len(course.states) > 1 else None
+    lean = trial or (after is None and bool(bench.stages))
     phases = {"before": first, "after": after, "placebo": course.placebo, "identity": course.identity}
     results = {
-        name: _result(bench, name, measured.evaluation, pictures=None if trial else work)
+        name: course.known.get(name)
+        or _result(bench, name, measured.evaluation, pictures=None if trial else work)
         for name, measured in phases.items()
         if measured is not None
     }
@@ -76,7 +82,7 @@ def record(bench: Bench, course: Course, *, weights: str, work: Path, trial: boo
             reasoned += reasoned_rows("before", bench.facts, first.probes, work=work)
             reasoned += reasoned_rows("after", bench.facts, after.probes, work=work)
         quality = edit_quality(bench.facts, first.probes, after.probes, edited=bench.direction, seed=seed)
-    protocols = [] if trial else protocol_results(bench, first, after)
+    protocols = [] if lean else protocol_results(bench, first, after)
     protocol_rows_of = []
     if protocols:
         protocol_rows_of += protocol_rows("before", first, work=work)
@@ -129,7 +135,7 @@ def record(bench: Bench, course: Course, *, weights: str, work: Path, trial: boo
         protocols=protocols,
         protocol_rows=protocol_rows_of,
         audit=None
-        if trial
+        if lean
         else audit(
             verdicts(first.evaluation),
             verdicts(after.evaluation) if after else None,
@@ -155,7 +161,7 @@ def record(bench: Bench, course: Course, *, weights: str, work: Path, trial: boo
         git_diff=git_diff(),
         code_hash=code_hash(),
         machine=machine(),
-        inputs=keep(bench.inputs, None if trial else work),
+        inputs=keep(bench.inputs, None if lean else work),
         model_settings=bench.umm.settings(),
         judge_settings=bench.judge.settings(),
         reproduces=bench.reproduces,

@@ -20,12 +20,14 @@ from gapeval_lab.evaluate import Helpers, ResponseStore, store_key
 from gapeval_lab.files import write_text
 from gapeval_lab.fitting import DELTA, Fitted, fit_stage
 from gapeval_lab.measuring import Measured, measure
-from gapeval_lab.outcome import Outcome
+from gapeval_lab.outcome import Outcome, PhaseResult
 from gapeval_lab.recording import Course, record
 from gapeval_lab.response_store import shared_responses
 from gapeval_lab.work_folder import ALONE
 
 OnStage = Callable[[str], None]
+OnBefore = Callable[[Outcome], None]
+"""Takes the record of a run of which the state before is all that is known."""
 OnProgress = Callable[[str, int, int], None]
 """`on_progress(phase, done, total)`."""
 
@@ -43,6 +45,7 @@ class Runner:
         work: Path,
         on_stage: OnStage,
         on_progress: OnProgress,
+        on_before: OnBefore | None = None,
         helpers: Helpers | None = None,
     ) -> None:
         """See `run`."""
@@ -51,6 +54,7 @@ class Runner:
         self.work = work
         self.on_stage = on_stage
         self.on_progress = on_progress
+        self.on_before = on_before
         self.helpers = helpers
         self.seed = bench.loaded.recipe.seed
         self.began = datetime.datetime.now(datetime.UTC)
@@ -70,6 +74,7 @@ class Runner:
             states = [self._measure("before", shared_responses(self.home))]
         if not self.bench.stages:
             return self._finish(Course(self.began, states))
+        known = self._tell_before(states[0])
         total, several = WeightDelta.zero(), len(self.bench.stages) > 1
         fitted: list[Fitted] = []
         for number, stage in enumerate(self.bench.stages, start=1):
@@ -111,7 +116,19 @@ class Runner:
             with self._phase("placebo"), noise.applied(self.root):
                 sham = self._measure("placebo", self.work / "placebo", delta=noise, whole=False)
             self._verify("the placebo control")
-        return self._finish(Course(self.began, states, fitted, total, placebo=sham, identity=identity))
+        return self._finish(
+            Course(self.began, states, fitted, total, placebo=sham, identity=identity, known=known)
+        )
+
+    def _tell_before(self, before: Measured) -> dict[str, PhaseResult]:
+        """Record the state before for whoever wants it now; what was made of it need not be made again."""
+        if self.on_before is None:
+            return {}
+        began = time.monotonic()
+        outcome = record(self.bench, Course(self.began, [before]), weights=self.bench.weights, work=self.work)
+        self.bench.seconds["report"] = time.monotonic() - began
+        self.on_before(outcome)
+        return {"before": outcome.before}
 
     def _count_watching(self, phase: str, seconds: float) -> None:
         """Measuring while a method trains is no part of its fitting."""
@@ -125,7 +142,8 @@ class Runner:
         self.on_stage(name)
         began = time.monotonic()
         yield name
-        self.bench.seconds[name] = time.monotonic() - began
+        earlier = self.bench.seconds.get(name, 0.0) if name == "report" else 0.0
+        self.bench.seconds[name] = earlier + time.monotonic() - began
 
     def _measure(
         self, phase: str, place: Path, *, delta: WeightDelta | None = None, whole: bool = True
@@ -180,6 +198,7 @@ def run(
     work: Path,
     on_stage: OnStage,
     on_progress: OnProgress,
+    on_before: OnBefore | None = None,
     helpers: Helpers | None = None,
 ) -> Outcome:
     """Run a recipe in its (locked) working folder; an outcome that lies there already is returned.
@@ -190,10 +209,18 @@ def run(
         work: from `working_folder`.
         on_stage: told when a phase begins.
         on_progress: told how far a phase is.
+        on_before: given what is known once the state before an intervention is measured.
         helpers: others who answer prompts, too, see shards.py.
     """
     finished = work / "outcome.json"
     if finished.exists():
         return Outcome.load(finished)
-    runner = Runner(bench, home=home, work=work, on_stage=on_stage, on_progress=on_progress, helpers=helpers)
-    return runner.run()
+    return Runner(
+        bench,
+        home=home,
+        work=work,
+        on_stage=on_stage,
+        on_progress=on_progress,
+        on_before=on_before,
+        helpers=helpers,
+    ).run()

@@ -6,6 +6,7 @@ Where MLflow cannot be reached, the run goes on, and `sync` logs it later.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gapeval_lab.bench import Bench
@@ -17,7 +18,7 @@ from gapeval_lab.run import OnProgress, home_of, run
 from gapeval_lab.summaries import summary_of
 from gapeval_lab.tracking import Store, experiment_name, run_name
 from gapeval_lab.tracking_marker import Marker
-from gapeval_lab.tracking_patient import Say, patient_track
+from gapeval_lab.tracking_patient import Say, Track, patient_track
 from gapeval_lab.tracking_values import first_tags
 from gapeval_lab.work_folder import archive, working_folder
 
@@ -52,6 +53,7 @@ def tracked_run(
     parent: Parent | None = None,
     helpers: Helpers | None = None,
     say: Say | None = None,
+    track: Track | None = None,
 ) -> Tracked:
     """Run a recipe, log it, move its folder to where it stays.
 
@@ -63,13 +65,21 @@ def tracked_run(
         parent: the search that it belongs to, if any.
         helpers: see `run`.
         say: told where MLflow cannot be reached.
+        track: opens the run in the store, by default in this process.
 
     Raises:
         UserError: this very recipe is running already, or a place cannot be written.
     """
     with working_folder(store.folder, bench.key) as work:
         outcome, run_id = _logged(
-            bench, store=store, work=work, on_progress=on_progress, parent=parent, helpers=helpers, say=say
+            bench,
+            store=store,
+            work=work,
+            on_progress=on_progress,
+            parent=parent,
+            helpers=helpers,
+            say=say,
+            track=track or partial(patient_track, store),
         )
         place = archive(work, (out or store.folder / "outcomes") / outcome.run_id)
         summary_of(place)  # written now, so that reading many runs is quick
@@ -85,6 +95,7 @@ def _logged(
     parent: Parent | None,
     helpers: Helpers | None,
     say: Say | None,
+    track: Track,
 ) -> tuple[Outcome, str | None]:
     marker = Marker.read(work)
     whole = marker.whole_in(store)
@@ -102,8 +113,7 @@ def _logged(
     tags |= parent.tags if parent else {}
     if bench.reproduces is not None:
         name, tags = f"{name} again", tags | {"gapeval.reproduces": bench.reproduces}
-    with patient_track(
-        store,
+    with track(
         parent.name if parent else name,
         say=say,
         experiment=parent.experiment if parent else experiment_name(bench.name),
@@ -111,15 +121,19 @@ def _logged(
         parent_id=parent.run_id if parent else None,
         tags=tags,
     ) as live:
+        ahead = live.ahead
         outcome = run(
             bench,
             home=home_of(bench, work, store.folder),
             work=work,
             on_stage=live.stage,
             on_progress=on_progress,
+            on_before=None if ahead is None else lambda known: ahead(known, work),
             helpers=helpers,
         )
         on_progress(LOGGING, 0, 1)
+        if ahead is not None:
+            ahead(outcome, work)  # while the report is written
         if outcome.kind != "trial":
             write_report(outcome, work)
         given = parent.name if parent else name if bench.reproduces else None

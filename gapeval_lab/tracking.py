@@ -28,10 +28,10 @@ from gapeval_lab.tracking_health import health
 from gapeval_lab.tracking_log import log_outcome, set_tags
 from gapeval_lab.tracking_relocate import find_moved, relocate
 from gapeval_lab.tracking_scalars import unrounded
-from gapeval_lab.tracking_stop import Stopped, sigterm_raises
+from gapeval_lab.tracking_stop import Stopped, error_words, sigterm_raises, stops
 from gapeval_lab.tracking_store import Store, file_lock, stopped_as, try_lock, user_name
 from gapeval_lab.tracking_tables import pairs
-from gapeval_lab.tracking_traces import COUNT, changed, complete, log_traces
+from gapeval_lab.tracking_traces import COUNT, changed, complete, has_traces, log_traces
 from gapeval_lab.tracking_ui import ui, view_links
 from gapeval_lab.tracking_values import run_name
 from gapeval_lab.tracking_views import ViewLinks
@@ -86,6 +86,18 @@ class LiveRun:
     def stage(self, name: str) -> None:
         """Say what is being done now (and, by that, that the run is alive)."""
         set_tags(self.store.client, self.run_id, {"gapeval.stage": name, "gapeval.heartbeat": _now()})
+
+    def ahead(self, outcome: Outcome, folder: Path) -> None:
+        """Log what takes longest and is known already: the baseline, and the traces of a state after.
+
+        At a server traces have their share of a run's time, and `log` spends it.
+        """
+        if outcome.kind != "baseline":
+            baseline(self.store, outcome, folder)
+        if outcome.after is not None and has_traces(outcome) and not self.store.served:
+            found = pairs(outcome)
+            run = self.store.client.get_run(self.run_id)
+            log_traces(self.store, run, outcome, found, folder=folder, first=changed(found))
 
     def log(
         self,
@@ -256,10 +268,9 @@ def _resumable(store: Store, *, experiment_id: str, key: str, resume_id: str | N
 
 def _end(live: LiveRun, error: BaseException, *, stopped: str) -> None:
     """Close a run that was left by an exception; `stopped` is the status of one that was stopped."""
-    status = stopped if isinstance(error, KeyboardInterrupt | Stopped) else "FAILED"
-    words = f"{type(error).__name__}: {error}".strip().removesuffix(":")[:500]
+    status = stopped if stops(error) else "FAILED"
     try:
-        set_tags(live.store.client, live.run_id, {"gapeval.end": words})
+        set_tags(live.store.client, live.run_id, {"gapeval.end": error_words(error)})
         live.store.client.set_terminated(live.run_id, status)
     except Exception as second:  # the first error is the one to be seen, whatever the store says
         error.add_note(f"MLflow run {live.run_id} could not be closed: {second}")
@@ -306,6 +317,7 @@ def baseline(store: Store, outcome: Outcome, folder: Path) -> str:
                 baseline_run_id=run.run_id,
                 fingerprint=fingerprint,
                 first=changed(pairs(outcome)),
+                report=False,
             )
             run.stage("done")
         return run.run_id

@@ -33,6 +33,7 @@ from gapeval_lab.tracking_tables import Pair, Table, pairs, tables
 from gapeval_lab.tracking_traces import COUNT, changed, has_traces, log_traces, traces_link
 
 TITLES = {"updates": "When the facts were learned", "facts": "Facts written one after the other"}
+REPORT = "report.html"
 METRIC_BATCH = 1000  # MLflow's limits per call
 PARAM_BATCH = 100
 DIGEST = 12  # letters of a hash in a dataset's chip; MLflow takes at most 36
@@ -48,6 +49,7 @@ def log_outcome(
     fingerprint: str,
     first: Collection[str] | None = None,
     patient: bool = False,
+    report: bool = True,
 ) -> None:
     """Log everything about an outcome.
 
@@ -60,6 +62,7 @@ def log_outcome(
         fingerprint: of everything that the before phase depends on.
         first: ids of items whose traces come first; by default those that changed.
         patient: take the time for every trace, also at a slow server.
+        report: bring the folder's report along; a baseline's folder is that of an edit, whose report it is.
     """
     client = store.client
     run = client.get_run(run_id)
@@ -69,6 +72,8 @@ def log_outcome(
     with tempfile.TemporaryDirectory(prefix="gapeval-log-") as name:
         stage = Path(name)
         made = _stage_artifacts(outcome, found, folder=folder, stage=stage)
+        if report and (folder / REPORT).exists():
+            shutil.copyfile(folder / REPORT, stage / REPORT)
         client.log_artifacts(run_id, str(stage))
     model_id = _log_model(client, run, outcome=outcome, folder=folder)
     datasets = _log_datasets(client, run, outcome)
@@ -138,9 +143,6 @@ def _stage_artifacts(outcome: Outcome, found: Sequence[Pair], *, folder: Path, s
             (stage / "figures").mkdir(exist_ok=True)
             figure.savefig(stage / "figures" / f"{name}.svg")
             figure.savefig(stage / "figures" / f"{name}.png", dpi=110)
-        report = folder / "report.html"
-        if report.exists():
-            shutil.copyfile(report, stage / "report.html")
     if outcome.inputs and (folder / INPUTS).is_dir():
         shutil.copytree(folder / INPUTS, stage / INPUTS)
     for name in outcome.engine_logs:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.tracking import LeftOpen, LiveRun, track
@@ -43,6 +43,45 @@ def prepare(store: Store) -> None:
         store.reconcile()
 
 
+def lost_words(store: Store, why: str) -> str:
+    """What the user is told once, where a run is out of its store's reach."""
+    return (
+        f"warning: MLflow at {shown(store.uri)} cannot be reached or written ({why}). Nothing is lost: the "
+        "run goes on and its result is kept on disk; `gapeval-lab sync` logs it later"
+    )
+
+
+class Listener(Protocol):
+    """A run that is told what goes on: a `PatientRun`, or one in another process."""
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id, where the run was begun."""
+
+    @property
+    def lost(self) -> str | None:
+        """Why nothing more is logged; None while all is well."""
+
+    @property
+    def ahead(self) -> Callable[[Outcome, Path], None] | None:
+        """As `LiveRun.ahead`, without waiting for it; None where the work would have to wait."""
+
+    def stage(self, name: str) -> None:
+        """As `LiveRun.stage`."""
+
+    def log(self, outcome: Outcome, folder: Path, *, name: str | None = None) -> bool:
+        """As `LiveRun.log`; False where it could not be done whole."""
+
+
+class Track(Protocol):
+    """Opens a run around a block, as `patient_track` does."""
+
+    def __call__(
+        self, name: str, *, say: Say | None = None, **how: Any
+    ) -> contextlib.AbstractContextManager[Listener]:
+        """A run's block."""
+
+
 @dataclass
 class PatientRun:
     """A run that goes on without its store.
@@ -58,6 +97,7 @@ class PatientRun:
     say: Say
     live: LiveRun | None = None
     lost: str | None = field(default=None, init=False)
+    ahead: None = field(default=None, init=False)
 
     @property
     def run_id(self) -> str | None:
@@ -66,24 +106,22 @@ class PatientRun:
 
     def stage(self, name: str) -> None:
         """As `LiveRun.stage`."""
-        self._try(lambda live: live.stage(name))
+        self.attempt(lambda live: live.stage(name))
 
     def log(self, outcome: Outcome, folder: Path, *, name: str | None = None) -> bool:
         """As `LiveRun.log`; False where it could not be done whole."""
-        self._try(lambda live: live.log(outcome, folder, name=name))
+        self.attempt(lambda live: live.log(outcome, folder, name=name))
         return self.lost is None
 
-    def lose(self, error: Exception | str) -> None:
+    def lose(self, error: Exception) -> None:
         """Nothing more is logged, and the user hears why."""
         if self.lost is not None:
             return
-        self.lost = error if isinstance(error, str) else first_line(error)
-        self.say(
-            f"warning: MLflow at {shown(self.store.uri)} cannot be reached or written ({self.lost}). Nothing "
-            "is lost: the run goes on and its result is kept on disk; `gapeval-lab sync` logs it later"
-        )
+        self.lost = first_line(error)
+        self.say(lost_words(self.store, self.lost))
 
-    def _try(self, call: Callable[[LiveRun], None]) -> None:
+    def attempt(self, call: Callable[[LiveRun], None]) -> None:
+        """Make a call to the run, unless it is lost; one that cannot be made loses it."""
         if self.lost is not None or self.live is None:
             return
         try:

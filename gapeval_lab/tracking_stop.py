@@ -12,6 +12,33 @@ class Stopped(SystemExit):
     """SIGTERM arrived (a scheduler's or a container's stop). Ends the process with code 143."""
 
 
+class LeftElsewhere(Exception):
+    """Ends a run for what was raised in another process; its words are that error's.
+
+    Attributes:
+        stopped: whether it was a stop (Ctrl-C, SIGTERM), and not a failure.
+    """
+
+    def __init__(self, words: str, *, stopped: bool) -> None:
+        """With the words of the error."""
+        super().__init__(words)
+        self.stopped = stopped
+
+
+def stops(error: BaseException) -> bool:
+    """Whether it says that somebody stopped the run."""
+    return (
+        isinstance(error, LeftElsewhere) and error.stopped or isinstance(error, KeyboardInterrupt | Stopped)
+    )
+
+
+def error_words(error: BaseException) -> str:
+    """An error's kind and its words, for the tag that says how a run ended."""
+    if isinstance(error, LeftElsewhere):
+        return str(error)
+    return f"{type(error).__name__}: {error}".strip().removesuffix(":")[:500]
+
+
 @contextlib.contextmanager
 def sigterm_raises() -> Iterator[None]:
     """Turn SIGTERM into `Stopped` inside the block, so that it can clean up.

@@ -3,10 +3,11 @@
     python scripts/bench_tracking.py --runs 3
     python scripts/bench_tracking.py --runs 1 --limit 60      # a quick look
 
-Each run is a fresh process. The store is made by a first, uncounted run, as a project has it from its
-second run on; `--new` gives each run a new one. Prints seconds by the clock and of processor time, the
-share of the run without tracking, and the parts; parts inside others are set in. On a busy machine the
-processor's seconds are the ones to look at.
+Each run is a fresh process; all write the same files. `beside` is what the command does: a process of its
+own logs the run. `inside` logs it in the run's own process, and shows the parts that the other hides; parts
+inside others are set in. The store is made by a first, uncounted run, as a project has it from its second run
+on; `--new` gives each run a new one. Each run has a seed of its own, so that each logs a new baseline, too.
+Seconds are by the clock and of the processor, those of the other process included.
 """
 
 import argparse
@@ -20,8 +21,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from gapeval_lab.recipe import LoadedRecipe
+    from gapeval_lab.tracking_store import Store
+
+MODES = ("without", "beside", "inside")
 PARTS = {  # name -> (module, function); importing MLflow is counted by itself
     "open the store": ("tracking_store", "Store.check"),
     "end lost runs": ("tracking_store", "Store.reconcile"),
@@ -40,8 +46,9 @@ PARTS = {  # name -> (module, function); importing MLflow is counted by itself
 
 
 def clock() -> tuple[float, float]:
-    """Seconds by the clock and of the processor, both of this process."""
-    return time.monotonic(), time.process_time()
+    """Seconds by the clock, and of the processor: this process's and its ended children's."""
+    spent = os.times()
+    return time.monotonic(), spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def since(start: tuple[float, float]) -> tuple[float, float]:
@@ -87,16 +94,25 @@ def child(mode: str, recipe: str, overrides: list[str]) -> None:
     """One run in this process; prints what it took as JSON."""
     start = clock()
     spent: dict[str, list[float]] = {}
-    from gapeval_lab.bench import load_bench
     from gapeval_lab.recipe import load
-    from gapeval_lab.run import run
-    from gapeval_lab.tracked_run import tracked_run
-    from gapeval_lab.tracking import Store
-    from gapeval_lab.tracking_patient import prepare
-    from gapeval_lab.work_folder import archive, working_folder
+    from gapeval_lab.tracking_store import Store
 
-    loaded, store = load(recipe, overrides), Store.open()
-    if mode == "with":
+    store, loaded = Store.open(), load(recipe, overrides)
+    if mode == "beside":
+        from gapeval_lab.tracking_process import beside
+
+        with beside(store) as tracker:
+            from gapeval_lab.bench import load_bench
+            from gapeval_lab.tracked_run import tracked_run
+
+            bench = load_bench(loaded)
+            tracker.ready()
+            tracked_run(bench, store=store, on_progress=lambda *_: None, track=tracker.track)
+    elif mode == "inside":
+        from gapeval_lab.bench import load_bench
+        from gapeval_lab.tracked_run import tracked_run
+        from gapeval_lab.tracking_patient import prepare
+
         watch(spent)
         began = clock()
         import mlflow  # noqa: F401
@@ -105,13 +121,25 @@ def child(mode: str, recipe: str, overrides: list[str]) -> None:
         prepare(store)
         tracked_run(load_bench(loaded), store=store, on_progress=lambda *_: None)
     else:
-        bench = load_bench(loaded)
-        with working_folder(store.folder, bench.key) as work:
-            outcome = run(
-                bench, home=store.folder, work=work, on_stage=lambda _: None, on_progress=lambda *_: None
-            )
-            archive(work, store.folder / "outcomes" / outcome.run_id)
+        untracked(loaded, store)
     print(json.dumps({"whole": since(start), "parts": spent}))
+
+
+def untracked(loaded: "LoadedRecipe", store: "Store") -> None:
+    """The run and its files, and no word to MLflow."""
+    from gapeval_lab.bench import load_bench
+    from gapeval_lab.pages.run_page import write_report
+    from gapeval_lab.run import run
+    from gapeval_lab.summaries import summary_of
+    from gapeval_lab.work_folder import archive, working_folder
+
+    bench = load_bench(loaded)
+    with working_folder(store.folder, bench.key) as work:
+        outcome = run(
+            bench, home=store.folder, work=work, on_stage=lambda _: None, on_progress=lambda *_: None
+        )
+        write_report(outcome, work)
+        summary_of(archive(work, store.folder / "outcomes" / outcome.run_id))
 
 
 def one(mode: str, home: Path, recipe: str, overrides: list[str]) -> dict[str, Any]:
@@ -141,37 +169,43 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--new", action="store_true", help="a new store for each run")
-    parser.add_argument("--child", choices=("with", "without"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=MODES, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE, as for the command itself")
     args = parser.parse_args()
     given = [*args.overrides, *([f"evaluation.limit={args.limit}"] if args.limit else [])]
     if args.child:
         child(args.child, args.recipe, given)
         return
-    found: dict[str, list[dict[str, Any]]] = {"with": [], "without": []}
+    found: dict[str, list[dict[str, Any]]] = {mode: [] for mode in MODES}
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder) / "shared"
+        homes = {mode: Path(folder) / mode for mode in MODES}
         if not args.new:
-            one("with", home, args.recipe, [*given, "controls.placebo=false", "evaluation.limit=8"])
+            for mode in ("beside", "inside"):
+                one(mode, homes[mode], args.recipe, [*given, "controls.placebo=false", "evaluation.limit=8"])
         for number in range(args.runs):
-            for mode in ("without", "with"):
-                # A seed of its own: its answers lie in no cache, and its baseline is not logged yet.
-                place = Path(folder) / f"{mode}-{number}" if args.new or mode == "without" else home
-                found[mode].append(one(mode, place, args.recipe, [*given, f"seed={number}"]))
-    whole = {mode: [run["whole"] for run in runs] for mode, runs in found.items()}
-    print(f"{args.recipe}: {args.runs} runs of each kind, medians of seconds (clock, processor)")
-    for mode, values in whole.items():
-        print(f"  {mode + ' tracking':30} {median(values, 0):7.2f} {median(values, 1):7.2f}")
+            for mode in MODES:
+                home = Path(folder) / f"{mode}-{number}" if args.new else homes[mode]
+                found[mode].append(one(mode, home, args.recipe, [*given, f"seed={number}"]))
+    show(args.recipe, found)
+
+
+def show(recipe: str, found: dict[str, list[dict[str, Any]]]) -> None:
+    """Print what was measured."""
+    runs = len(found["without"])
+    print(
+        f"{recipe}: {runs} runs of each kind, medians of seconds (clock, processor), and the share of a run"
+    )
+    whole = {mode: [run["whole"] for run in of_mode] for mode, of_mode in found.items()}
     base = median(whole["without"], 0), median(whole["without"], 1)
-    own = ["import MLflow", *(name for name in PARTS if not name.startswith(" "))]
+    for mode, values in whole.items():
+        seconds = [median(values, which) for which in (0, 1)]
+        more = " ".join(f"{100 * (seconds[which] / base[which] - 1):+7.1f} %" for which in (0, 1))
+        print(f"  {'MLflow ' + mode:30} {seconds[0]:7.2f} {seconds[1]:7.2f}   {more}")
     for name in ("import MLflow", *PARTS):
-        values = [run["parts"][name] for run in found["with"]]
+        values = [run["parts"][name] for run in found["inside"]]
         # The baseline is logged by `log_outcome`, too: its own seconds are in both lines.
-        shares = [100 * median(values, which) / base[which] for which in (0, 1)]
-        print(f"    {name:28} {median(values, 0):7.2f} {median(values, 1):7.2f}   {shares[1]:5.1f} %")
-    for which, unit in ((0, "clock"), (1, "processor")):
-        total = statistics.median(sum(run["parts"][name][which] for name in own) for run in found["with"])
-        print(f"  tracking in all, {unit:13} {total:7.2f} = {100 * total / base[which]:.1f} % of the run")
+        shares = " ".join(f"{100 * median(values, which) / base[which]:7.1f} %" for which in (0, 1))
+        print(f"    {name:28} {median(values, 0):7.2f} {median(values, 1):7.2f}   {shares}")
 
 
 if __name__ == "__main__":
