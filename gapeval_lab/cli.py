@@ -1,17 +1,14 @@
 """The command line: parses, calls one function, prints. Heavy imports stand inside the commands."""
 
-import os
 import sys
-import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from gapeval_lab.cli_audit import audit
-from gapeval_lab.cli_common import RUN_HELP, Bars, find_run, home, short, wide_console
+from gapeval_lab.cli_common import RUN_HELP, find_run, home, wide_console
 from gapeval_lab.cli_compare import compare, leaderboard, list_runs
 from gapeval_lab.cli_delta import app as delta_app
 from gapeval_lab.cli_doctor import doctor
@@ -22,17 +19,15 @@ from gapeval_lab.cli_plan import plan
 from gapeval_lab.cli_report import report
 from gapeval_lab.cli_reproduce import reproduce
 from gapeval_lab.cli_respond import EngineOption, Processes, respond
+from gapeval_lab.cli_run import WIDTH, execute, print_plan
 from gapeval_lab.cli_search import search
 from gapeval_lab.cli_sync import sync
 from gapeval_lab.errors import RunFailed, SafetyError, UserError
 
 if TYPE_CHECKING:
     from gapeval_lab.interfaces import Benchmark
-    from gapeval_lab.outcome import Outcome
     from gapeval_lab.recipe import LoadedRecipe
-    from gapeval_lab.shards_hands import Engine
 
-WIDTH = 130  # columns, where there is no terminal to ask
 
 app = typer.Typer(
     help="Knowledge manipulation in unified multimodal models, measured in both directions.",
@@ -87,13 +82,15 @@ def edit(
         raise UserError(
             "--json: holds one Outcome, but --seeds makes several; use --out for a folder of them"
         )
+    if dry_run:
+        print_plan(loaded)
+        return
     first = loaded.recipe.seed
-    outcomes = []
-    for seed in range(first, first + (1 if dry_run else seeds)):
-        if seed != first:
-            loaded = _load(recipe, overrides, [*(set_ or []), f"seed={seed}"], limit, categories)
-        outcomes.append(_execute(loaded, dry_run, out, json_file, processes, engine))
-    done = [outcome for outcome in outcomes if outcome is not None]
+    further = [
+        _load(recipe, overrides, [*(set_ or []), f"seed={seed}"], limit, categories)
+        for seed in range(first + 1, first + seeds)
+    ]
+    done = execute([loaded, *further], out=out, json_file=json_file, processes=processes, engine=engine)
     if len(done) > 1:
         from gapeval_lab.report import draw_repeats
 
@@ -117,7 +114,10 @@ def eval_(
     gone = ("intervention=null", "facts=null", "then=[]", "evaluation.reasoning=null", "search=null")
     given = [*(set_ or []), *gone]
     loaded = _load(recipe, overrides, given, limit, categories)
-    _execute(loaded, dry_run, out, json_file, processes, engine)
+    if dry_run:
+        print_plan(loaded)
+        return
+    execute([loaded], out=out, json_file=json_file, processes=processes, engine=engine)
 
 
 @app.command("ls")
@@ -249,89 +249,6 @@ def _load(
     return load(recipe, given)
 
 
-def _execute(
-    loaded: "LoadedRecipe",
-    dry_run: bool,
-    out: Path | None,
-    json_file: Path | None,
-    processes: int,
-    engine: "Engine",
-) -> "Outcome | None":
-    """Run a recipe, track it, print what came out; None for a dry run."""
-    console = wide_console(WIDTH)
-    if dry_run:
-        _print_plan(loaded)
-        return None
-    for place in (out, json_file):
-        _check_writable(place)
-    began = time.monotonic()
-    from gapeval_lab.shards import crew
-    from gapeval_lab.tracking_process import beside
-    from gapeval_lab.tracking_store import Store
-
-    store, say = Store.open(), partial(console.print, soft_wrap=True, style="yellow", markup=False)
-    with (
-        beside(store) as tracker,
-        crew(loaded.recipe.model, processes, engine=engine, say=console.print) as helpers,
-    ):
-        with console.status("loading the libraries, the store and the model"):
-            from gapeval_lab.bench import load_bench
-            from gapeval_lab.tracked_run import tracked_run
-
-            bench = load_bench(loaded)
-            tracker.ready()
-        with Bars(console) as bars:
-            done = tracked_run(
-                bench,
-                store=store,
-                on_progress=bars.update,
-                out=out,
-                helpers=helpers,
-                say=say,
-                track=tracker.track,
-            )
-    outcome = done.outcome
-    if json_file:
-        _write(json_file, outcome.model_dump_json(indent=1))
-    from gapeval_lab.report import draw_outcome
-
-    console.print()
-    console.print(draw_outcome(outcome))
-    later = "see it in MLflow with: gapeval-lab ui" if done.run_id else "not in MLflow yet: gapeval-lab sync"
-    console.print(f"[dim]result in {short(done.place)}; {later}[/dim]", soft_wrap=True)
-    console.print(f"[dim]{time.monotonic() - began:.1f} s in all[/dim]")
-    return outcome
-
-
-def _print_plan(loaded: "LoadedRecipe") -> None:
-    """What a run would do; loads the benchmark and the facts, not the model."""
-    from gapeval_lab.bench import chosen_items, stages_of
-
-    recipe = loaded.recipe
-    benchmark = recipe.build("benchmark")
-    items, stages = chosen_items(recipe, benchmark), stages_of(recipe, benchmark)
-    counts: dict[str, int] = {}
-    for item in items:
-        counts[item.category] = counts.get(item.category, 0) + 1
-    print(f"{recipe.name}: {loaded.source}")
-    print(f"  items      {len(items)}: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
-    phases = 1
-    for stage, node in zip(stages, recipe.interventions, strict=True):
-        print(f"  facts      {len(stage.facts)}: " + ", ".join(fact.id for fact in stage.facts))
-        print(f"  intervene  {node.use} {node.settings}")
-        phases += 1
-    if stages:
-        phases += recipe.controls.identity + recipe.controls.placebo
-    if reasoning := recipe.evaluation.reasoning:
-        asked = f"{len(reasoning.questions)} question{'s' if len(reasoning.questions) > 1 else ''}"
-        print(f"  write      {asked} about each fact, then draw: {', '.join(reasoning.draw)}")
-    for name, way in recipe.evaluation.protocols.items():
-        print(f"  ask        also by {name}: {way.use}")
-    prompts = sum(len(item.directions) for item in items)
-    print(f"  measure    {phases} times, {prompts} prompts each")
-    print("nothing was done (--dry-run)")
-
-
 def _lacking(benchmark: "Benchmark") -> str:
     """Why a benchmark's items cannot be read, in a line; nothing where they can be."""
     try:
@@ -339,21 +256,6 @@ def _lacking(benchmark: "Benchmark") -> str:
     except UserError as error:
         return str(error).partition("\n")[0]
     return ""
-
-
-def _check_writable(place: Path | None) -> None:
-    """Fail before the work, not after it."""
-    if place is None:
-        return
-    parent = next(p for p in (place.absolute(), *place.absolute().parents) if p.exists())
-    if place.parent.exists() and not place.parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"--out/--json: {place} cannot be written; choose another place")
-
-
-def _write(file: Path, text: str) -> None:
-    from gapeval_lab.files import write_text
-
-    write_text(file, text)
 
 
 app.command()(search)  # after the commands above, as the help lists them

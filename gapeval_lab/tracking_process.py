@@ -51,6 +51,7 @@ class TrackingProcess:
     def __init__(self, store: Store) -> None:
         """Start it; it begins at once to import MLflow, and to check and mend the store."""
         self.store = store
+        self._prepared = False
         self._run: FarRun | None = None
         self._replies: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         theirs_in, ours_out = os.pipe()
@@ -76,12 +77,14 @@ class TrackingProcess:
         self._send(do="open", root=str(store.root), uri=store.uri)
 
     def ready(self) -> None:
-        """Wait until the store is prepared, as `tracking_patient.prepare` does it.
+        """Wait until the store is prepared, as `tracking_patient.prepare` does it; once is enough.
 
         Raises:
             UserError: no run can ever be stored so.
         """
-        self._ask()
+        if not self._prepared:
+            self._ask()
+            self._prepared = True
 
     @contextlib.contextmanager
     def track(self, name: str, *, say: Say | None = None, **how: Any) -> Iterator["FarRun"]:
