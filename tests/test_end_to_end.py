@@ -17,13 +17,13 @@ from page_reader import PageReader, wrong_numbers
 from gapeval_lab import cli
 from gapeval_lab.tracking_store import Store
 
-FACTS = 4
+FACTS, ITEMS = 2, 8
 EDIT = (
-    *("--recipe", "rome_world_knowledge", "--limit", "16", "evaluation.official=false"),
+    *("--recipe", "rome_world_knowledge", "--limit", str(ITEMS), "evaluation.official=false"),
     *(f"facts.count={FACTS}", "intervention.moment_texts=200"),
 )
 INJECT = (
-    *("--recipe", "lora_world_knowledge_both", "--limit", "8", "evaluation.official=false"),
+    *("--recipe", "lora_world_knowledge_both", "--limit", str(ITEMS), "evaluation.official=false"),
     *("controls.placebo=false", "facts.count=2", "intervention.steps=6", "intervention.batch=4"),
     *("intervention.checkpoint_every=2", "emergence.at=null", "emergence.every=3", "emergence.items=8"),
 )
@@ -109,7 +109,7 @@ def test_killed_again_and_again_it_continues_to_the_same_numbers(
     """kill -9 after two shares of the whole's responses, the same command each time, then to its end."""
     _, _, outcome = whole
     for moment in (0.35, 0.8):
-        wanted = moment * (4 * 2 * 16 + 2 * 2 * FACTS * 11)
+        wanted = moment * (4 * 2 * ITEMS + 2 * 2 * FACTS * 11)
         kill_when(lambda wanted=wanted: _responses(tmp_path) >= wanted, tmp_path, *EDIT)
     _, resumed = finish(tmp_path, *EDIT)
     assert numbers(resumed) == numbers(outcome)
@@ -137,7 +137,7 @@ def test_an_edit_with_easyedits_own_code(tmp_path: Path) -> None:
     """Through its recipe: facts told and drawn, weights back, and what it printed beside the run."""
     printed, outcome = finish(
         tmp_path,
-        *("--recipe", "easyedit_rome_world_knowledge", "--limit", "8", "evaluation.official=false"),
+        *("--recipe", "easyedit_rome_world_knowledge", "--limit", str(ITEMS), "evaluation.official=false"),
         *("facts.count=2", "controls.placebo=false"),
     )
     assert outcome["reverted"] is True and outcome["engine_logs"] == ["engine.txt"]
