@@ -24,7 +24,8 @@ SMALLER = {
     "--trials 20": "--trials 3",
     "--limit 120": "--limit 8",
 }
-FEW = "evaluation.limit=8 evaluation.official=false controls.identity=false"
+LIMIT = "evaluation.limit=8"
+FEW = "evaluation.official=false controls.identity=false controls.placebo=false"
 FACTS = "facts.count=2"
 EDITED = "intervention.steps=5 intervention.moment_texts=100"
 TRAINED = "intervention.steps=6 intervention.batch=4 emergence.at=[0,6] emergence.items=4"
@@ -46,7 +47,8 @@ def made_smaller(command: str) -> str:
     words = command.removeprefix("gapeval-lab ")
     if not words.startswith(ASKING) or "--recipe" not in words:
         return command
-    asked = [FEW] if "--limit" not in words else []
+    asked = [LIMIT] if "--limit" not in words else []
+    asked += [FEW] if "--json" not in words else []  # the first edit of the README has it all
     facts = [FACTS] if "--recipe baseline" not in words else []
     fitted = (
         [TRAINED] if "--recipe lora" in words else [EDITED] if words.startswith("edit --recipe rome") else []
@@ -118,6 +120,6 @@ def test_the_documents_have_commands_and_pictures_that_are_there() -> None:
 def test_comments_are_no_part_of_a_command_and_what_is_long_is_made_smaller() -> None:
     text = "```bash\ngapeval-lab edit --recipe r --seeds 3   # three\npython x\ngapeval-lab ls\n```\n"
     assert [made_smaller(c) for c in commands(text)] == [
-        f"gapeval-lab edit --recipe r --seeds 2 {FEW} {FACTS}",
+        f"gapeval-lab edit --recipe r --seeds 2 {LIMIT} {FEW} {FACTS}",
         "gapeval-lab ls",
     ]
