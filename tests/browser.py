@@ -25,6 +25,12 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # Work that no test looks at.
+    "--disable-extensions",
+    "--disable-features=Translate,OptimizationHints,MediaRouter",
+    "--disable-site-isolation-trials",
+    "--renderer-process-limit=1",
+    "--force-prefers-reduced-motion",
     "--no-proxy-server",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
@@ -118,7 +124,7 @@ def until(what: str, holds: Callable[[], Any], *, seconds: float = PATIENCE) -> 
         if found:
             return found
         assert time.monotonic() < end, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.05)
+        time.sleep(0.1)  # looking is work, too: a page is laid out for it
 
 
 def text(driver: Any) -> str:
