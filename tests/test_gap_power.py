@@ -130,6 +130,21 @@ def test_the_items_have_the_power_when_reports_are_drawn_and_so_have_more(one, s
     assert near_power(joints, [answer.n], way=found.way, alpha=0.05) == pytest.approx(0.8, abs=0.08)
 
 
+def test_a_power_that_cannot_be_reached_is_known_to_be_too_small_without_resamples() -> None:
+    spared = 0
+    for one, n in itertools.product((PLAIN, SMALL), (10, 60)):
+        found = Together((one, one))
+        for size in (0.1 * found.widest, 0.5 * found.widest, found.widest):
+            asked = {"way": found.way, "alpha": 0.05}
+            joints = found.joints(size)
+            whole = near_power(joints, [n, n], **asked)
+            for power in (0.3, 0.6, 0.9):
+                quick = near_power(joints, [n, n], least=power, **asked)
+                assert quick == whole if whole >= power else whole <= quick < power
+                spared += quick != whole
+    assert 0 < spared < 36
+
+
 def test_the_smallest_shift_of_so_many_items_is_the_shift_that_takes_so_many() -> None:
     found = Together((PLAIN, PLAIN))
     answer = gap_items(found.joints(0.1), way="closes", budget=Budget(400, 4), **TOLD)

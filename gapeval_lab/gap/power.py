@@ -237,7 +237,9 @@ def gap_shift(found: Together, n: Sequence[int], *, alpha: float, power: float) 
 
     def enough(shift: float) -> bool:
         joints = found.joints(shift)
-        return joints is not None and near_power(joints, n, way=found.way, alpha=alpha) >= power
+        if joints is None:
+            return False
+        return near_power(joints, n, way=found.way, alpha=alpha, least=power) >= power
 
     grid = [found.widest * step / _STEPS for step in range(1, _STEPS + 1)]
     high = next((shift for shift in grid if enough(shift)), None) if found.widest > 0 else None
@@ -250,19 +252,33 @@ def gap_shift(found: Together, n: Sequence[int], *, alpha: float, power: float) 
     return high
 
 
-def near_power(joints: Sequence[Floats], n: Sequence[int], *, way: Way, alpha: float) -> float:
+def near_power(
+    joints: Sequence[Floats], n: Sequence[int], *, way: Way, alpha: float, least: float = 0.0
+) -> float:
     """`drawn_power` at a tenth of its time.
 
     The runs are drawn; the signed gap and the exponent of both states of each are resampled as if normal,
     with the errors that the delta method gives them. The absolute value is taken of these draws, so what it
     does near 0 is kept.
+
+    Args:
+        joints, n, way, alpha: as there.
+        least: where the power is below this, any number below it may come instead, in less time.
     """
-    observed, draws = np.zeros(NEAR.runs), np.zeros((NEAR.resamples(alpha), NEAR.runs))
+    observed = np.zeros(NEAR.runs)
+    categories = []
     for i, (joint, items) in enumerate(zip(joints, n, strict=True)):
         rng = stream(0, "near", str(i))
         tables = rng.multinomial(items, joint.ravel() / joint.sum(), size=NEAR.runs)
-        states = (tables @ _BEFORE_AND_AFTER).reshape(NEAR.runs, 2, 4)
-        values, influence = _states(states)
+        values, influence = _states((tables @ _BEFORE_AND_AFTER).reshape(NEAR.runs, 2, 4))
+        observed += _moved(values)
+        categories.append((rng, tables, items, values, influence))
+    # No run whose own shift lies on the other side of 0 is told.
+    most = float(((observed < 0) if way == "closes" else (observed > 0)).mean())
+    if most < least:
+        return most
+    draws = np.zeros((NEAR.resamples(alpha), NEAR.runs))
+    for rng, tables, items, values, influence in categories:
         # What an item of each pair of cells does to the (runs, 4) values, and its mean taken away.
         each = np.concatenate([influence[:, 0, _CELL_BEFORE], influence[:, 1, _CELL_AFTER]], axis=2)
         each = each - np.einsum("rc,rcv->rv", tables / items, each)[:, None]
@@ -273,7 +289,6 @@ def near_power(joints: Sequence[Floats], n: Sequence[int], *, way: Way, alpha: f
         again = values + np.einsum(
             "rvw,brw->brv", errors, rng.standard_normal((*draws.shape, 4)), optimize=True
         )
-        observed += _moved(values)
         draws += _moved(again)
     return _told(observed, draws, way=way, alpha=alpha)
 
