@@ -269,7 +269,7 @@ class SearchStudy:
         lock = try_lock(path)
         if lock is None:
             return False
-        path.unlink()
+        path.unlink(missing_ok=True)
         lock.close()
         return True
 

@@ -285,7 +285,8 @@ class Store:
                     lock = try_lock(path)
                     if lock is None:
                         continue
-                    path.unlink()
+                    # An owner that ended after it was opened here has removed it.
+                    path.unlink(missing_ok=True)
                     lock.close()
                 if self.client.get_run(run.info.run_id).info.status != "RUNNING":
                     continue  # its owner closed it since the search

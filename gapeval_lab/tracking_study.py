@@ -79,7 +79,7 @@ class StudyRun:
             lock = try_lock(path)
             if lock is None:
                 raise ValueError(f"run {run_id} is still running")
-            path.unlink()
+            path.unlink(missing_ok=True)
             lock.close()
         if run.info.status != "FAILED":
             tags = {"gapeval.end": "its worker died", "outcome": "failed"}

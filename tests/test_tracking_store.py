@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from clean_processes import STORE, clean, write_to
 
+from gapeval_lab import tracking_store
 from gapeval_lab.errors import UserError
 from gapeval_lab.home import project_root
 from gapeval_lab.tracking import track
@@ -116,6 +117,24 @@ def test_four_processes_start_at_once_on_a_missing_database(tmp_path, capfd):
     store.client.delete_experiment(store.experiment("gapeval/race"))
     with pytest.raises(UserError, match="is deleted; bring it back"):
         store.experiment("gapeval/race")
+
+
+def test_an_owner_that_ends_while_its_lock_is_looked_at_is_left_alone(tmp_path, monkeypatch):
+    store = Store.open(tmp_path)
+    store.check()
+    owner = track(store, "n", experiment="gapeval/x", key="k")
+    live = owner.__enter__()
+
+    def slow(path: Path) -> Any:
+        """As `try_lock` where its process is kept waiting between opening the file and locking it."""
+        stream = path.open("a")
+        owner.__exit__(None, None, None)
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return stream
+
+    monkeypatch.setattr(tracking_store, "try_lock", slow)
+    assert store.reconcile() == []
+    assert store.client.get_run(live.run_id).info.status == "FINISHED"
 
 
 def test_an_older_database_is_upgraded_and_a_newer_one_refused(tmp_path):
