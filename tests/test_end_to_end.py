@@ -159,7 +159,7 @@ def kill_when(reached: Callable[[], bool], home: Path, *arguments: str) -> None:
     running.start()
     deadline = time.monotonic() + 240
     while not reached() and running.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.02)
+        time.sleep(0.05)
     assert running.is_alive(), "it should have been killed before its end"
     running.kill()
     running.join()
