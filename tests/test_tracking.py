@@ -429,11 +429,12 @@ def test_every_number_of_the_report_is_the_one_in_the_record_and_in_mlflow(store
     """All three are read: the page as HTML, `outcome.json`, and the runs in the store."""
     full = full_outcome(tmp_path, seed=5)
     with track(store, "n", experiment=EXPERIMENT, key="report") as live:
-        write_report(full, tmp_path)
+        page_of_full = write_report(Outcome.load(tmp_path), tmp_path)
         live.log(full, tmp_path)
     (tmp_path / "from MLflow").mkdir()
-    for run, folder in ((logged[0], logged[2]), (store.client.get_run(live.run_id), tmp_path)):
-        page = PageReader(write_report(Outcome.load(folder), folder).read_text(encoding="utf-8"))
+    page_of_logged = write_report(Outcome.load(logged[2]), logged[2])
+    for run, file in ((logged[0], page_of_logged), (store.client.get_run(live.run_id), page_of_full)):
+        page, folder = PageReader(file.read_text(encoding="utf-8")), file.parent
         history = {
             key: {point.step: point.value for point in store.client.get_metric_history(run.info.run_id, key)}
             for key in {one.metric for one in page.numbers} - {""}
