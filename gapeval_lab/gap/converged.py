@@ -81,8 +81,8 @@ def converge(table: Floats, *, settings: FitSettings = PUBLISHED, start: Floats 
 
     def hessian(x: Floats) -> Floats:
         steps = _STEP * np.eye(len(x))
-        rows = [value_and_gradient(x + s)[1] - value_and_gradient(x - s)[1] for s in steps]
-        found = np.array(rows) / (2 * _STEP)
+        ahead, behind = value_and_gradient(x + np.stack([steps, -steps]))[1]
+        found = (ahead - behind) / (2 * _STEP)
         symmetric: Floats = (found + found.T) / 2
         return symmetric
 
@@ -131,43 +131,46 @@ def _packed(log_odds: Floats, settings: FitSettings) -> Floats:
 
 
 def _unpacked(x: Floats, k: int, settings: FitSettings) -> tuple[Floats, Floats, Floats]:
-    """z (K, 2), mu (2,) and L (2, 2).
+    """z (..., K, 2), mu (..., 2) and L (..., 2, 2) of values (..., 2 K + 5).
 
     The entry of L below the diagonal is sinh t, and the first column of z is y / cosh t: where rows
     become alike in understanding, that entry grows without bound, and these still move evenly.
     """
-    t = x[-1]
-    z = np.stack([x[:k] / np.cosh(t), x[k : 2 * k]], axis=1)
-    lower = np.diag(np.logaddexp(0, x[2 * k + 2 : 2 * k + 4]) + settings.diagonal)
-    lower[1, 0] = np.sinh(t)
-    return z, x[2 * k : 2 * k + 2], lower
+    t = x[..., -1]
+    z = np.stack([x[..., :k] / np.cosh(t)[..., None], x[..., k : 2 * k]], axis=-1)
+    lower = np.zeros((*t.shape, 2, 2))
+    lower[..., [0, 1], [0, 1]] = np.logaddexp(0, x[..., 2 * k + 2 : 2 * k + 4]) + settings.diagonal
+    lower[..., 1, 0] = np.sinh(t)
+    return z, x[..., 2 * k : 2 * k + 2], lower
 
 
 def _objective(
     right: Floats, wrong: Floats, settings: FitSettings
-) -> Callable[[Floats], tuple[float, Floats]]:
-    """The loss and its gradient, in the free values."""
+) -> Callable[[Floats], tuple[Floats, Floats]]:
+    """The loss (...) and its gradient (..., 2 K + 5), in the free values of one point or of many at once."""
     k, eps, anchor = len(right), settings.log_eps, settings.anchor
 
-    def value_and_gradient(x: Floats) -> tuple[float, Floats]:
+    def value_and_gradient(x: Floats) -> tuple[Floats, Floats]:
         z, mu, lower = _unpacked(x, k, settings)
-        t = x[-1]
-        theta = mu + z @ lower.T
+        t, diagonal = x[..., -1], lower.diagonal(axis1=-2, axis2=-1)
+        theta = mu[..., None, :] + z @ lower.swapaxes(-1, -2)
         # Both tails exactly, so that a row without a failure has a gradient.
         p, q = _sigmoid(theta), _sigmoid(-theta)
         value = (
-            -(right * np.log(p + eps) + wrong * np.log(q + eps)).sum()
-            + 0.5 * (z * z).sum()
-            + k * np.log(lower.diagonal()).sum()
-            + anchor * (mu * mu).sum()
+            -(right * np.log(p + eps) + wrong * np.log(q + eps)).sum(axis=(-2, -1))
+            + 0.5 * (z * z).sum(axis=(-2, -1))
+            + k * np.log(diagonal).sum(axis=-1)
+            + anchor * (mu * mu).sum(axis=-1)
         )
         d_theta = (wrong / (q + eps) - right / (p + eps)) * p * q
-        d_lower = d_theta.T @ z
+        d_lower = d_theta.swapaxes(-1, -2) @ z
         d_z = d_theta @ lower + z
-        d_raw = (d_lower.diagonal() + k / lower.diagonal()) * _sigmoid(x[2 * k + 2 : 2 * k + 4])
-        d_mu = d_theta.sum(axis=0) + 2 * anchor * mu
-        d_t = d_lower[1, 0] * np.cosh(t) - np.tanh(t) * (d_z[:, 0] * z[:, 0]).sum()
-        return float(value), np.concatenate([d_z[:, 0] / np.cosh(t), d_z[:, 1], d_mu, d_raw, [d_t]])
+        slopes = d_lower.diagonal(axis1=-2, axis2=-1) + k / diagonal
+        d_raw = slopes * _sigmoid(x[..., 2 * k + 2 : 2 * k + 4])
+        d_mu = d_theta.sum(axis=-2) + 2 * anchor * mu
+        d_t = d_lower[..., 1, 0] * np.cosh(t) - np.tanh(t) * (d_z[..., 0] * z[..., 0]).sum(axis=-1)
+        d_y = d_z[..., 0] / np.cosh(t)[..., None]
+        return value, np.concatenate([d_y, d_z[..., 1], d_mu, d_raw, d_t[..., None]], axis=-1)
 
     return value_and_gradient
 
