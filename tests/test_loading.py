@@ -1,6 +1,7 @@
 """How weights are loaded: attention, devices, quantisation, compilation. Each option does something."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,9 +33,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A tiny checkpoint per family."""
     folder = tmp_path_factory.mktemp("loading")
     torch.manual_seed(3)
-    for part in build_janus(WORDS, SHAPE):
+    for part in build_janus(WORDS, replace(SHAPE, layers=1)):
         part.save_pretrained(folder / "janus")
-    save_tiny("llava", folder / "vlm")
+    save_tiny("llava", folder / "vlm", layers=1)
     return {"janus": str(folder / "janus"), "vlm": str(folder / "vlm")}
 
 

@@ -41,9 +41,12 @@ def plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gapeval_lab.search.POLL_SECONDS", 0.01)
 
 
-def search(found: Plan, *, seconds: float = 0.0) -> Summary:
-    folder = found.folder.parent
-    return run_search(found, functools.partial(fake_trials, folder, seconds), say=lambda line: None)
+def search(found: Plan, *, drawn: bool = True) -> Summary:
+    """Ended, with its figures; `drawn`: or without, where another search like it has been drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not drawn:
+            patch.setattr("gapeval_lab.search.figures", lambda study, section: {})
+        return run_search(found, functools.partial(fake_trials, found.folder.parent, 0.0), say=lambda line: None)
 
 
 def search_with(found: Plan, trials: FakeTrials) -> Summary:
@@ -83,11 +86,11 @@ def test_a_resumed_search_is_an_uninterrupted_one(sampler: str, tmp_path: Path) 
     whole, parts = (plan(tmp_path / name, *SAMPLERS[sampler], trials=8) for name in ("whole", "parts"))
     search(whole)
     for trials in (1, 5, 8):
-        search(plan(tmp_path / "parts", *SAMPLERS[sampler], trials=trials))
+        search(plan(tmp_path / "parts", *SAMPLERS[sampler], trials=trials), drawn=False)
     assert len(path_of(whole)) == 8
     assert path_of(parts) == path_of(whole)
     other = plan(tmp_path / "other", *SAMPLERS[sampler], "seed=4", trials=3)
-    search(other)
+    search(other, drawn=False)
     assert path_of(other)[1:] != path_of(whole)[1:3]
 
 
@@ -125,12 +128,12 @@ GRID = (
 
 def test_a_grid_asks_every_point_once_and_ends_by_itself(tmp_path: Path) -> None:
     given = ["search.sampler={use: grid}", GRID]
-    search(plan(tmp_path, *given, trials=5))
+    search(plan(tmp_path, *given, trials=5), drawn=False)
     found = plan(tmp_path, *given, trials=100)
     assert search(found).finished == 3 * 4 + 3
     drawn = [json.dumps(entry["overrides"], sort_keys=True) for entry in log(tmp_path, "start")]
     assert len(drawn) == len(set(drawn)) == 15
-    assert search(found).finished == 15
+    assert search(found, drawn=False).finished == 15
     (tmp_path / "huge").mkdir()
     huge = GRID.replace("step: 0.1", "step: 1e-6")
     with pytest.raises(UserError, match="more than 100,000 points"):
@@ -223,7 +226,7 @@ def test_a_killed_search_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     with journal.open("ab") as stream:
         stream.write(b'{"op_code": 8, "worker_id": "torn')
     whole, killed = (plan(tmp_path / name, trials=8) for name in ("whole", "killed"))
-    search(whole)
+    search(whole, drawn=False)
     summary = search(killed)
     assert path_of(killed) == path_of(whole)
     check_nothing_is_lost(tmp_path / "killed", killed, places=8)
