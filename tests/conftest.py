@@ -8,11 +8,15 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from gapeval_lab import tracking_store
+from gapeval_lab import tracking_process, tracking_store
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -69,4 +73,22 @@ def _one_empty_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracking_store, "_prepare_database", copied)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _logged_in_this_process() -> Iterator[None]:
+    """A command's logging process takes seconds to import MLflow, which is here already.
+
+    test_tracking_process looks at that process itself, and commands run as processes have theirs.
+    """
+
+    @contextmanager
+    def here(store: tracking_store.Store) -> Iterator[Any]:
+        from gapeval_lab.tracking_patient import patient_track, prepare
+
+        yield SimpleNamespace(ready=partial(prepare, store), track=partial(patient_track, store))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking_process, "beside", here)
         yield
