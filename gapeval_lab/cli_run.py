@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gapeval_lab.cli_common import Bars, short, wide_console
+from gapeval_lab.cli_common import Bars, loading, short, wide_console
 from gapeval_lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def execute(
     with beside(store) as tracker:
         for loaded in recipes:
             with crew(loaded.recipe.model, processes, engine=engine, say=console.print) as helpers:
-                with console.status("loading the libraries, the store and the model"):
+                with loading(console):
                     from gapeval_lab.bench import load_bench
                     from gapeval_lab.report import draw_outcome
                     from gapeval_lab.tracked_run import tracked_run
