@@ -46,7 +46,9 @@ def search(found: Plan, *, drawn: bool = True) -> Summary:
     with pytest.MonkeyPatch.context() as patch:
         if not drawn:
             patch.setattr("gapeval_lab.search.figures", lambda study, section: {})
-        return run_search(found, functools.partial(fake_trials, found.folder.parent, 0.0), say=lambda line: None)
+        return run_search(
+            found, functools.partial(fake_trials, found.folder.parent, 0.0), say=lambda line: None
+        )
 
 
 def search_with(found: Plan, trials: FakeTrials) -> Summary:
