@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 import subprocess
@@ -519,9 +520,12 @@ EDITS = {
 
 
 @pytest.fixture
-def case(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
-    monkeypatch.setenv("GAPEVAL_LAB_CACHE", str(tmp_path))
-    return Case(lambda: load(checkpoint), FACTS, TEXTS)
+def case(
+    greedy: LoadedEmu3, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Case:
+    """Second moments of the same weights are kept from one check to the next."""
+    monkeypatch.setenv("GAPEVAL_LAB_CACHE", str(tmp_path_factory.getbasetemp() / "emu3-cache"))
+    return Case(lambda: copy.deepcopy(greedy), FACTS, TEXTS)
 
 
 @pytest.mark.parametrize(
