@@ -16,15 +16,14 @@ from typing import Any
 
 import pytest
 
-from gapeval_lab import tracking_process, tracking_store
-
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 LONGEST = (
-    *("test_end_to_end", "test_docs", "test_tracking_server", "test_search", "test_easyedit", "test_trials"),
-    *("test_real_recipes", "test_browser_mlflow", "test_tracking", "test_report_audit"),
-    *("test_gap_official", "test_interventions_contract", "test_tracking_store", "test_cli_search"),
+    *("test_end_to_end", "test_docs", "test_tracking_server", "test_trials", "test_tracking_process"),
+    *("test_easyedit", "test_search", "test_real_recipes", "test_browser_mlflow", "test_tracking"),
+    *("test_report_audit", "test_tracking_store", "test_cli_search", "test_emu3", "test_gap_official"),
+    *("test_shards", "test_interventions_contract", "test_embedded_emu3", "test_diffusion", "test_run"),
 )
 
 
@@ -55,6 +54,8 @@ def _one_empty_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
     test_tracking_store looks at the making itself, in processes of its own.
     """
+    from gapeval_lab import tracking_store  # the process that starts the others imports none of ours
+
     made = tmp_path_factory.mktemp("database") / "empty.db"
     prepare = tracking_store._prepare_database
 
@@ -83,10 +84,11 @@ def _logged_in_this_process() -> Iterator[None]:
     test_tracking_process looks at that process itself, and commands run as processes have theirs.
     """
 
-    @contextmanager
-    def here(store: tracking_store.Store) -> Iterator[Any]:
-        from gapeval_lab.tracking_patient import patient_track, prepare
+    from gapeval_lab import tracking_process
+    from gapeval_lab.tracking_patient import patient_track, prepare
 
+    @contextmanager
+    def here(store: Any) -> Iterator[Any]:
         yield SimpleNamespace(ready=partial(prepare, store), track=partial(patient_track, store))
 
     with pytest.MonkeyPatch.context() as patch:
