@@ -1,6 +1,7 @@
 """What all tests share: one torch thread per process, the longest files first, and one empty database.
 
-Two test processes run side by side and take file after file; a long one that comes last keeps one waiting.
+Three test processes share two cores, since servers and browsers are waited for; each takes file after file,
+and a long one that comes last keeps the others waiting.
 """
 
 import gc
