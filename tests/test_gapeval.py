@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import datasets
 import gapeval_data as data
 import pytest
 from PIL import Image
@@ -273,6 +272,8 @@ def rows_of(root: Path) -> list[dict[str, Any]]:
 
 
 def saved(rows: list[dict[str, Any]], place: Path, **splits: Any) -> Path:
+    import datasets  # takes most of a second, and one test process has this file
+
     features = datasets.Features(
         {
             name: datasets.Image() if name in ("img", "expect_image") else datasets.Value("string")
@@ -310,6 +311,8 @@ def test_a_dataset_gives_the_same_items(root: Path, tmp_path: Path) -> None:
 
 
 def test_pictures_of_a_dataset_as_lists_and_as_paths(root: Path, tmp_path: Path) -> None:
+    import datasets
+
     rows = [row for row in rows_of(root) if row["img"] and row["expect_image"]]
     for row in rows:
         row["image"], row["ref"] = [row.pop("img")] * 2, row.pop("expect_image")
@@ -330,6 +333,8 @@ def test_pictures_of_a_dataset_as_lists_and_as_paths(root: Path, tmp_path: Path)
 
 
 def test_damaged_pictures_of_a_dataset_are_flaws(root: Path, tmp_path: Path) -> None:
+    import datasets
+
     made = datasets.Dataset.from_list(
         [{**row, "img": {"bytes": b"none", "path": None}} for row in rows_of(root)[:2]]
     )
@@ -340,6 +345,8 @@ def test_damaged_pictures_of_a_dataset_are_flaws(root: Path, tmp_path: Path) -> 
 
 
 def test_splits_and_columns_of_a_dataset(root: Path, tmp_path: Path) -> None:
+    import datasets
+
     rows = rows_of(root)
     place = saved(rows, tmp_path / "two", other=datasets.Dataset.from_list([{"a": 1}]))
     kept = str(tmp_path / "kept")
