@@ -31,8 +31,8 @@ from gapeval_lab.search_storage import open_place
 from gapeval_lab.search_study import SearchStudy, Taken, Worker, check_study, open_study, working
 from gapeval_lab.search_workers import crew
 from gapeval_lab.study_settings import ALONE, Grid, Search, Wilcoxon
+from gapeval_lab.tracking_locks import file_lock
 from gapeval_lab.tracking_stop import Stopped, sigterm_raises
-from gapeval_lab.tracking_store import file_lock
 from gapeval_lab.trials_recipe import recipe_of_test
 from gapeval_lab.trials_types import TrialFailed, Trials, check_metrics
 

@@ -22,7 +22,8 @@ from optuna.storages import GrpcStorageProxy, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from gapeval_lab.errors import UserError
-from gapeval_lab.tracking_store import file_lock, shown
+from gapeval_lab.tracking_locks import file_lock
+from gapeval_lab.tracking_store import shown
 
 CONNECT_SECONDS = 5.0
 JOURNAL_START = b'{"op_code":'

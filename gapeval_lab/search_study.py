@@ -29,8 +29,8 @@ from gapeval_lab.recipe import LoadedRecipe, flatten
 from gapeval_lab.search_sampler import make_pruner, make_sampler, parameters, settings, suggest
 from gapeval_lab.search_storage import Place
 from gapeval_lab.study_settings import Search
+from gapeval_lab.tracking_locks import file_lock, try_lock
 from gapeval_lab.tracking_stop import signals_wait
-from gapeval_lab.tracking_store import file_lock, try_lock
 from gapeval_lab.trials_types import TestResult, TrialResult
 
 TRIES = 3

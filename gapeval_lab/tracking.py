@@ -25,11 +25,12 @@ from gapeval_lab.errors import UserError
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.tracking_find import find_run
 from gapeval_lab.tracking_health import health
+from gapeval_lab.tracking_locks import file_lock, name_master, try_lock
 from gapeval_lab.tracking_log import log_outcome, set_tags
 from gapeval_lab.tracking_relocate import find_moved, relocate
 from gapeval_lab.tracking_scalars import unrounded
 from gapeval_lab.tracking_stop import Stopped, error_words, sigterm_raises, stops
-from gapeval_lab.tracking_store import Store, file_lock, stopped_as, try_lock, user_name
+from gapeval_lab.tracking_store import Store, stopped_as, user_name
 from gapeval_lab.tracking_tables import pairs
 from gapeval_lab.tracking_traces import COUNT, changed, complete, has_traces, log_traces
 from gapeval_lab.tracking_ui import ui, view_links
@@ -230,6 +231,7 @@ def _begin(
         lock = try_lock(store.lock_path(run_id))
         if lock is None:
             continue
+        name_master(lock, store.master)
         if "gapeval.end" in run.data.tags:
             client.delete_tag(run_id, "gapeval.end")
         set_tags(client, run_id, own | {"gapeval.lock": str(store.lock_path(run_id))})
@@ -244,6 +246,7 @@ def _begin(
     lock = try_lock(store.lock_path(run_id))
     if lock is None:
         raise RuntimeError(f"the lock of the new run {run_id} is taken")
+    name_master(lock, store.master)
     set_tags(client, run_id, {"gapeval.lock": str(store.lock_path(run_id))})
     return LiveRun(store, run_id, experiment_id, resumed=False), lock
 

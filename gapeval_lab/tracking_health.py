@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
-from gapeval_lab.tracking_store import Store, shown, try_lock
+from gapeval_lab.tracking_locks import try_lock
+from gapeval_lab.tracking_store import Store, shown
 
 ANSWER_SECONDS = 5.0
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}

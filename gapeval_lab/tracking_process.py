@@ -18,6 +18,7 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import IO, Any
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.outcome import Outcome
+from gapeval_lab.tracking_locks import try_lock
 from gapeval_lab.tracking_patient import Say, lost_words
 from gapeval_lab.tracking_stop import Stopped, error_words, sigterm_raises
 from gapeval_lab.tracking_store import Store
@@ -54,6 +56,10 @@ class TrackingProcess:
         self._prepared = False
         self._run: FarRun | None = None
         self._replies: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        # Says, to whoever finds runs of that process, that we are there: see `lock_of_orphan`.
+        handle, name = tempfile.mkstemp(prefix="gapeval-", suffix=".lock")
+        os.close(handle)
+        self._master = Path(name), try_lock(Path(name))
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
         self._out: IO[str] = os.fdopen(ours_out, "w", encoding="utf-8")
@@ -74,7 +80,7 @@ class TrackingProcess:
         self._reader.daemon = True
         self._reader.start()
         # Through the pipe: an address may hold a password, and a command line can be seen.
-        self._send(do="open", root=str(store.root), uri=store.uri)
+        self._send(do="open", root=str(store.root), uri=store.uri, master=name)
 
     def ready(self) -> None:
         """Wait until the store is prepared, as `tracking_patient.prepare` does it; once is enough.
@@ -110,6 +116,10 @@ class TrackingProcess:
             self._process.kill()
             self._process.wait()
         self._reader.join(CLOSING_SECONDS)
+        place, lock = self._master
+        place.unlink(missing_ok=True)
+        if lock is not None:
+            lock.close()
 
     def _send(self, **call: Any) -> None:
         with contextlib.suppress(OSError):  # a process that is gone is told by its silence

@@ -14,7 +14,8 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from gapeval_lab.errors import UserError
-from gapeval_lab.tracking_store import Store, file_lock, try_lock
+from gapeval_lab.tracking_locks import file_lock, try_lock
+from gapeval_lab.tracking_store import Store
 
 COLUMNS = (
     ("experiments", "artifact_location", ""),

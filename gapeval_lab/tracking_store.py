@@ -5,7 +5,6 @@ when a store is first used, never when this module is.
 """
 
 import contextlib
-import fcntl
 import getpass
 import logging
 import os
@@ -13,15 +12,16 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.home import home
+from gapeval_lab.tracking_locks import file_lock, lock_of_orphan, try_lock
 
 EXPERIMENT_NOTE = (
     "**Lower Gap Score is better**; `delta/…` = after − before, so **negative = gap closed**. "
@@ -45,28 +45,6 @@ def user_name() -> str:
         return "unknown"
 
 
-@contextlib.contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; waits for it. The kernel frees it when the holder dies."""
-    with path.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def try_lock(path: Path) -> IO[str] | None:
-    """The open, locked file, or None where another process (or another handle) holds the lock.
-
-    Closing the stream frees the lock.
-    """
-    stream = path.open("a")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stream.close()
-        return None
-    return stream
-
-
 @dataclass(frozen=True)
 class Store:
     """A place for runs.
@@ -74,10 +52,12 @@ class Store:
     Attributes:
         root: the project's folder; locks, and artifacts unless a server keeps them, lie in its `mlruns`.
         uri: MLflow's tracking URI.
+        master: the lock that a process holds for which this one logs; see `tracking_process`.
     """
 
     root: Path
     uri: str
+    master: Path | None = None
 
     @staticmethod
     def open(root: Path | None = None) -> "Store":
@@ -282,7 +262,7 @@ class Store:
                 path = Path(tags["gapeval.lock"])
                 # An owner removes its file only after it has closed its run, so a missing file has no owner.
                 if path.exists():
-                    lock = try_lock(path)
+                    lock = try_lock(path) or lock_of_orphan(path)
                     if lock is None:
                         continue
                     # An owner that ended after it was opened here has removed it.

@@ -17,9 +17,10 @@ from typing import IO, Any
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.outcome import Outcome
+from gapeval_lab.tracking_locks import try_lock
 from gapeval_lab.tracking_log import METRIC_BATCH, PARAM_BATCH, set_tags
 from gapeval_lab.tracking_stop import Stopped, sigterm_raises
-from gapeval_lab.tracking_store import Store, stopped_as, try_lock, user_name
+from gapeval_lab.tracking_store import Store, stopped_as, user_name
 from gapeval_lab.tracking_values import clean_key, shortened
 
 NUMBER = "optuna.trial"

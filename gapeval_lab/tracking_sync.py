@@ -16,10 +16,11 @@ from pydantic import ValidationError
 
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.tracking import baseline, experiment_name, run_name, track
+from gapeval_lab.tracking_locks import try_lock
 from gapeval_lab.tracking_log import set_tags
 from gapeval_lab.tracking_marker import Marker
 from gapeval_lab.tracking_patient import troubles
-from gapeval_lab.tracking_store import Store, first_line, try_lock
+from gapeval_lab.tracking_store import Store, first_line
 from gapeval_lab.tracking_tables import pairs
 from gapeval_lab.tracking_traces import COUNT, changed, complete, has_traces, log_traces
 

@@ -83,7 +83,7 @@ class _Forward(logging.Handler):
 def serve(pipes: Pipes) -> None:
     """Prepare the store that is named first, then one run after the other."""
     opened = pipes.next()
-    store = Store(Path(opened["root"]), opened["uri"])
+    store = Store(Path(opened["root"]), opened["uri"], Path(opened["master"]))
     if not _answered(pipes, lambda: prepare(store)):
         return
     _warm()

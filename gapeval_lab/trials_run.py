@@ -27,9 +27,9 @@ from gapeval_lab.recording import Course, record
 from gapeval_lab.run import OnProgress
 from gapeval_lab.tracked_run import Parent, tracked_run
 from gapeval_lab.tracking import LiveRun, Store, baseline, experiment_name, track
+from gapeval_lab.tracking_locks import file_lock
 from gapeval_lab.tracking_log import set_tags
 from gapeval_lab.tracking_scalars import scalars
-from gapeval_lab.tracking_store import file_lock
 from gapeval_lab.tracking_study import NUMBER, STUDY, StudyRun, log_numbers, search
 from gapeval_lab.tracking_values import flatten, method
 from gapeval_lab.trials_course import PHASES, Laps, Progress, course_of

@@ -16,7 +16,7 @@ from gapeval_lab.doctor import Line, Section
 from gapeval_lab.errors import UserError
 from gapeval_lab.tracking import Store, find_moved, health, relocate
 from gapeval_lab.tracking_health import within
-from gapeval_lab.tracking_store import try_lock
+from gapeval_lab.tracking_locks import try_lock
 
 
 @pytest.fixture(autouse=True)

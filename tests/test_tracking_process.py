@@ -3,8 +3,10 @@
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,10 +25,11 @@ from gapeval_lab.recipe import Controls
 from gapeval_lab.testing import ScriptedIntervention
 from gapeval_lab.tracked_run import Tracked, tracked_run
 from gapeval_lab.tracking import Stopped, baseline_fingerprint
+from gapeval_lab.tracking_locks import name_master, try_lock
 from gapeval_lab.tracking_marker import Marker
 from gapeval_lab.tracking_patient import Track, prepare
 from gapeval_lab.tracking_process import ENDED, TrackingProcess, beside
-from gapeval_lab.tracking_store import Store, try_lock
+from gapeval_lab.tracking_store import Store
 from gapeval_lab.tracking_sync import outcome_folders, sync
 
 EXPERIMENT = "gapeval/scripted"
@@ -241,6 +244,27 @@ with beside(Store.open(Path(sys.argv[1]))) as tracker:
 """
 
 
+def test_the_next_command_waits_for_a_process_that_is_about_to_end(store, process, tmp_path) -> None:
+    """One that is starved of the processor ends late: its runs are ended then, not left alone as alive."""
+    made = store.client.create_run(store.experiment(EXPERIMENT)).info.run_id
+    path, master = store.lock_path(made), tmp_path / "master"
+    tags = {"gapeval.host": socket.gethostname(), "gapeval.lock": str(path)}
+    for key, value in tags.items():
+        store.client.set_tag(made, key, value)
+    lock, held = try_lock(path), try_lock(master)
+    assert lock is not None and held is not None
+    name_master(lock, master)
+    assert store.reconcile() == []  # its master lives
+    held.close()
+    threading.Timer(0.3, lock.close).start()
+    assert store.reconcile() == [made]
+    assert not path.exists() and not master.exists()
+    with process.track("n", experiment=EXPERIMENT, key="master") as live:
+        named = Path(store.lock_path(live.run_id).read_text())
+        assert named.exists() and try_lock(named) is None
+        assert store.reconcile() == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_process_ends_with_the_one_that_asked_for_it(store, tmp_path, number) -> None:
     told = tmp_path / "told"
@@ -252,11 +276,7 @@ def test_the_process_ends_with_the_one_that_asked_for_it(store, tmp_path, number
     parent.send_signal(number)
     assert parent.wait(30) == (-number if number == signal.SIGKILL else 128 + number)
     # Killed, it leaves a run that the next command ends; asked to stop, it has ended its run itself.
-    gone, ends = store.reconcile(), time.monotonic() + 10
-    while number == signal.SIGKILL and not gone:
-        assert time.monotonic() < ends
-        gone = store.reconcile()
-    assert gone == ([run_id] if number == signal.SIGKILL else [])
+    assert store.reconcile() == ([run_id] if number == signal.SIGKILL else [])
     assert store.client.get_run(run_id).info.status == "KILLED"
 
 

@@ -19,9 +19,10 @@ from gapeval_lab.errors import UserError
 from gapeval_lab.recipe import Controls
 from gapeval_lab.testing import ScriptedIntervention
 from gapeval_lab.tracked_run import Tracked, tracked_run
+from gapeval_lab.tracking_locks import try_lock
 from gapeval_lab.tracking_marker import Marker
 from gapeval_lab.tracking_patient import prepare
-from gapeval_lab.tracking_store import Store, Unreachable, try_lock
+from gapeval_lab.tracking_store import Store, Unreachable
 from gapeval_lab.tracking_sync import Synced, outcome_folders, sync
 from gapeval_lab.tracking_traces import COUNT
 

@@ -14,7 +14,8 @@ from gapeval_lab import tracking_store
 from gapeval_lab.errors import UserError
 from gapeval_lab.home import project_root
 from gapeval_lab.tracking import track
-from gapeval_lab.tracking_store import Store, try_lock
+from gapeval_lab.tracking_locks import try_lock
+from gapeval_lab.tracking_store import Store
 
 
 @pytest.fixture(autouse=True)
