@@ -73,24 +73,28 @@ def edit(
     engine: EngineOption = "processes",
 ) -> None:
     """Apply a recipe's intervention, ask both directions before and after, print and store the shift."""
-    loaded = _load(recipe, overrides, set_, limit, categories)
-    if loaded.recipe.intervention is None:
-        raise UserError(
-            f"--recipe: '{loaded.recipe.name}' has no intervention; use 'gapeval-lab eval', or add one"
-        )
     if seeds > 1 and json_file:
         raise UserError(
             "--json: holds one Outcome, but --seeds makes several; use --out for a folder of them"
         )
+
+    def recipes() -> list["LoadedRecipe"]:
+        loaded = _load(recipe, overrides, set_, limit, categories)
+        if loaded.recipe.intervention is None:
+            raise UserError(
+                f"--recipe: '{loaded.recipe.name}' has no intervention; use 'gapeval-lab eval', or add one"
+            )
+        further = range(loaded.recipe.seed + 1, loaded.recipe.seed + seeds)
+        given = set_ or []
+        return [
+            loaded,
+            *(_load(recipe, overrides, [*given, f"seed={one}"], limit, categories) for one in further),
+        ]
+
     if dry_run:
-        print_plan(loaded)
+        print_plan(recipes()[0])
         return
-    first = loaded.recipe.seed
-    further = [
-        _load(recipe, overrides, [*(set_ or []), f"seed={seed}"], limit, categories)
-        for seed in range(first + 1, first + seeds)
-    ]
-    done = execute([loaded, *further], out=out, json_file=json_file, processes=processes, engine=engine)
+    done = execute(recipes, out=out, json_file=json_file, processes=processes, engine=engine)
     if len(done) > 1:
         from gapeval_lab.report import draw_repeats
 
@@ -113,11 +117,14 @@ def eval_(
     """Ask both directions of the model as it is; a recipe's intervention is left out."""
     gone = ("intervention=null", "facts=null", "then=[]", "evaluation.reasoning=null", "search=null")
     given = [*(set_ or []), *gone]
-    loaded = _load(recipe, overrides, given, limit, categories)
+
+    def recipes() -> list["LoadedRecipe"]:
+        return [_load(recipe, overrides, given, limit, categories)]
+
     if dry_run:
-        print_plan(loaded)
+        print_plan(*recipes())
         return
-    execute([loaded], out=out, json_file=json_file, processes=processes, engine=engine)
+    execute(recipes, out=out, json_file=json_file, processes=processes, engine=engine)
 
 
 @app.command("ls")

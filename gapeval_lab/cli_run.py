@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,14 +19,20 @@ WIDTH = 130  # columns, where there is no terminal to ask
 
 
 def execute(
-    recipes: Sequence["LoadedRecipe"],
+    load: Callable[[], Sequence["LoadedRecipe"]],
     *,
     out: Path | None,
     json_file: Path | None,
     processes: int,
     engine: "Engine",
 ) -> list["Outcome"]:
-    """Run recipes one after the other, track them, print what came out of each."""
+    """Run recipes one after the other, track them, print what came out of each.
+
+    Args:
+        load: gives the recipes; it imports libraries, while another process imports MLflow.
+        out, json_file: where the results go.
+        processes, engine: who answers prompts; see shards.py.
+    """
     for place in (out, json_file):
         _check_writable(place)
     console, began = wide_console(WIDTH), time.monotonic()
@@ -37,7 +43,7 @@ def execute(
     store, done = Store.open(), []
     say = partial(console.print, soft_wrap=True, style="yellow", markup=False)
     with beside(store) as tracker:
-        for loaded in recipes:
+        for loaded in load():
             with crew(loaded.recipe.model, processes, engine=engine, say=console.print) as helpers:
                 with loading(console):
                     from gapeval_lab.bench import load_bench

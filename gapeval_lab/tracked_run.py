@@ -121,23 +121,21 @@ def _logged(
         parent_id=parent.run_id if parent else None,
         tags=tags,
     ) as live:
-        ahead = live.ahead
+        before = live.before
         outcome = run(
             bench,
             home=home_of(bench, work, store.folder),
             work=work,
             on_stage=live.stage,
             on_progress=on_progress,
-            on_before=None if ahead is None else lambda known: ahead(known, work),
+            on_before=None if before is None else lambda known: before(known, work),
             helpers=helpers,
         )
         on_progress(LOGGING, 0, 1)
-        if ahead is not None:
-            ahead(outcome, work)  # while the report is written
-        if outcome.kind != "trial":
-            write_report(outcome, work)
         given = parent.name if parent else name if bench.reproduces else None
-        if live.log(outcome, work, name=given) and live.run_id:
+        live.log(outcome, work, name=given)
+        report = None if outcome.kind == "trial" else write_report(outcome, work)
+        if live.finish(report) and live.run_id:
             marker.is_whole(store, live.run_id)
             marker.write(work)
         on_progress(LOGGING, 1, 1)

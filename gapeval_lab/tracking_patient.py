@@ -63,14 +63,17 @@ class Listener(Protocol):
         """Why nothing more is logged; None while all is well."""
 
     @property
-    def ahead(self) -> Callable[[Outcome, Path], None] | None:
-        """As `LiveRun.ahead`, without waiting for it; None where the work would have to wait."""
+    def before(self) -> Callable[[Outcome, Path], None] | None:
+        """As `LiveRun.before`, without waiting for it; None where the work would have to wait."""
 
     def stage(self, name: str) -> None:
         """As `LiveRun.stage`."""
 
-    def log(self, outcome: Outcome, folder: Path, *, name: str | None = None) -> bool:
-        """As `LiveRun.log`; False where it could not be done whole."""
+    def log(self, outcome: Outcome, folder: Path, *, name: str | None = None) -> None:
+        """As `LiveRun.log`; another process does it meanwhile."""
+
+    def finish(self, report: Path | None) -> bool:
+        """Wait for `log`, and bring the report along; False where not all of it could be done."""
 
 
 class Track(Protocol):
@@ -97,7 +100,7 @@ class PatientRun:
     say: Say
     live: LiveRun | None = None
     lost: str | None = field(default=None, init=False)
-    ahead: None = field(default=None, init=False)
+    before: None = field(default=None, init=False)
 
     @property
     def run_id(self) -> str | None:
@@ -108,9 +111,14 @@ class PatientRun:
         """As `LiveRun.stage`."""
         self.attempt(lambda live: live.stage(name))
 
-    def log(self, outcome: Outcome, folder: Path, *, name: str | None = None) -> bool:
-        """As `LiveRun.log`; False where it could not be done whole."""
+    def log(self, outcome: Outcome, folder: Path, *, name: str | None = None) -> None:
+        """As `LiveRun.log`."""
         self.attempt(lambda live: live.log(outcome, folder, name=name))
+
+    def finish(self, report: Path | None) -> bool:
+        """Bring the report along; False where not all could be logged."""
+        if report is not None:
+            self.attempt(lambda live: live.bring(report))
         return self.lost is None
 
     def lose(self, error: Exception) -> None:

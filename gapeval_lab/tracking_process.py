@@ -177,13 +177,18 @@ class FarRun:
         """As `LiveRun.stage`; does not wait."""
         self._process._send(do="stage", name=name)
 
-    def ahead(self, outcome: Outcome, folder: Path) -> None:
-        """As `LiveRun.ahead`; does not wait."""
-        self._process._send(do="ahead", outcome=outcome.model_dump_json(), folder=str(folder))
+    def before(self, outcome: Outcome, folder: Path) -> None:
+        """As `LiveRun.before`; does not wait."""
+        self._process._send(do="before", outcome=outcome.model_dump_json(), folder=str(folder))
 
-    def log(self, outcome: Outcome, folder: Path, *, name: str | None = None) -> bool:
-        """As `PatientRun.log`; the outcome is the one that lies in the folder."""
-        return bool(self._ask(do="log", folder=str(folder), name=name).get("whole")) and self.lost is None
+    def log(self, outcome: Outcome, folder: Path, *, name: str | None = None) -> None:
+        """As `LiveRun.log`, for the outcome that lies in the folder; does not wait."""
+        self._process._send(do="log", folder=str(folder), name=name)
+
+    def finish(self, report: Path | None) -> bool:
+        """As `PatientRun.finish`."""
+        reply = self._ask(do="finish", report=None if report is None else str(report))
+        return bool(reply.get("whole")) and self.lost is None
 
     def begin(self, name: str, how: dict[str, Any]) -> None:
         """Start or continue it."""

@@ -10,8 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from statistics import fmean
 
-from gapeval_lab.gap.audit import CONVERGED
-from gapeval_lab.gap.records import Estimate, GapReport, OfficialGap, ShiftReport
+from gapeval_lab.gap.records import CONVERGED, Estimate, GapReport, OfficialGap, ShiftReport
 from gapeval_lab.outcome import QUALITIES, EditQuality, Outcome, ProtocolResult, QualityCell
 from gapeval_lab.tracking_values import clean_key
 

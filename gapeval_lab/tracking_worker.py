@@ -29,7 +29,10 @@ from gapeval_lab.tracking_stop import LeftElsewhere
 from gapeval_lab.tracking_store import Store, first_line
 
 Call = dict[str, Any]
-LATER = ("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "mlflow.data.meta_dataset")
+LATER = (
+    *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "matplotlib.figure"),
+    "mlflow.data.meta_dataset",
+)
 NICENESS = 10
 """The model comes first: this process takes what it leaves of the processor."""
 
@@ -129,12 +132,15 @@ def _listen(pipes: Pipes, live: PatientRun, call: Call) -> None:
     """One call to a run that is going on."""
     if call["do"] == "stage":
         live.stage(call["name"])
-    elif call["do"] == "ahead":
+    elif call["do"] == "before":
         outcome = Outcome.model_validate_json(call["outcome"])
-        live.attempt(lambda run: run.ahead(outcome, Path(call["folder"])))
+        live.attempt(lambda run: run.before(outcome, Path(call["folder"])))
     elif call["do"] == "log":
         folder = Path(call["folder"])
-        pipes.reply(whole=live.log(Outcome.load(folder), folder, name=call["name"]), lost=live.lost)
+        live.log(Outcome.load(folder), folder, name=call["name"])
+    elif call["do"] == "finish":
+        whole = live.finish(None if call["report"] is None else Path(call["report"]))
+        pipes.reply(whole=whole, lost=live.lost)
     else:
         raise ValueError(f"no such call: {call['do']!r}")
 

@@ -1,7 +1,8 @@
 """What tracking costs: the same run with MLflow and without, in turns, part by part.
 
     python scripts/bench_tracking.py --runs 3
-    python scripts/bench_tracking.py --runs 1 --limit 60      # a quick look
+    python scripts/bench_tracking.py --runs 1 --limit 60                # a quick look
+    python scripts/bench_tracking.py --runs 8 --modes without beside    # no parts, but the noise told
 
 Each run is a fresh process; all write the same files. `beside` is what the command does: a process of its
 own logs the run. `inside` logs it in the run's own process, and shows the parts that the other hides; parts
@@ -24,7 +25,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gapeval_lab.recipe import LoadedRecipe
     from gapeval_lab.tracking_store import Store
 
 MODES = ("without", "beside", "inside")
@@ -94,22 +94,23 @@ def child(mode: str, recipe: str, overrides: list[str]) -> None:
     """One run in this process; prints what it took as JSON."""
     start = clock()
     spent: dict[str, list[float]] = {}
-    from gapeval_lab.recipe import load
     from gapeval_lab.tracking_store import Store
 
-    store, loaded = Store.open(), load(recipe, overrides)
+    store = Store.open()
     if mode == "beside":
         from gapeval_lab.tracking_process import beside
 
         with beside(store) as tracker:
             from gapeval_lab.bench import load_bench
+            from gapeval_lab.recipe import load
             from gapeval_lab.tracked_run import tracked_run
 
-            bench = load_bench(loaded)
+            bench = load_bench(load(recipe, overrides))
             tracker.ready()
             tracked_run(bench, store=store, on_progress=lambda *_: None, track=tracker.track)
     elif mode == "inside":
         from gapeval_lab.bench import load_bench
+        from gapeval_lab.recipe import load
         from gapeval_lab.tracked_run import tracked_run
         from gapeval_lab.tracking_patient import prepare
 
@@ -119,21 +120,22 @@ def child(mode: str, recipe: str, overrides: list[str]) -> None:
 
         spent["import MLflow"] = list(since(began))
         prepare(store)
-        tracked_run(load_bench(loaded), store=store, on_progress=lambda *_: None)
+        tracked_run(load_bench(load(recipe, overrides)), store=store, on_progress=lambda *_: None)
     else:
-        untracked(loaded, store)
+        untracked(recipe, overrides, store)
     print(json.dumps({"whole": since(start), "parts": spent}))
 
 
-def untracked(loaded: "LoadedRecipe", store: "Store") -> None:
+def untracked(recipe: str, overrides: list[str], store: "Store") -> None:
     """The run and its files, and no word to MLflow."""
     from gapeval_lab.bench import load_bench
     from gapeval_lab.pages.run_page import write_report
+    from gapeval_lab.recipe import load
     from gapeval_lab.run import run
     from gapeval_lab.summaries import summary_of
     from gapeval_lab.work_folder import archive, working_folder
 
-    bench = load_bench(loaded)
+    bench = load_bench(load(recipe, overrides))
     with working_folder(store.folder, bench.key) as work:
         outcome = run(
             bench, home=store.folder, work=work, on_stage=lambda _: None, on_progress=lambda *_: None
@@ -169,6 +171,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--new", action="store_true", help="a new store for each run")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--child", choices=MODES, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE, as for the command itself")
     args = parser.parse_args()
@@ -176,14 +179,15 @@ def main() -> None:
     if args.child:
         child(args.child, args.recipe, given)
         return
-    found: dict[str, list[dict[str, Any]]] = {mode: [] for mode in MODES}
+    modes = [mode for mode in MODES if mode in {"without", *args.modes}]
+    found: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
     with tempfile.TemporaryDirectory() as folder:
-        homes = {mode: Path(folder) / mode for mode in MODES}
+        homes = {mode: Path(folder) / mode for mode in modes}
         if not args.new:
-            for mode in ("beside", "inside"):
+            for mode in modes[1:]:
                 one(mode, homes[mode], args.recipe, [*given, "controls.placebo=false", "evaluation.limit=8"])
         for number in range(args.runs):
-            for mode in MODES:
+            for mode in modes[:: 1 if number % 2 else -1]:
                 home = Path(folder) / f"{mode}-{number}" if args.new else homes[mode]
                 found[mode].append(one(mode, home, args.recipe, [*given, f"seed={number}"]))
     show(args.recipe, found)
@@ -201,7 +205,8 @@ def show(recipe: str, found: dict[str, list[dict[str, Any]]]) -> None:
         seconds = [median(values, which) for which in (0, 1)]
         more = " ".join(f"{100 * (seconds[which] / base[which] - 1):+7.1f} %" for which in (0, 1))
         print(f"  {'MLflow ' + mode:30} {seconds[0]:7.2f} {seconds[1]:7.2f}   {more}")
-    for name in ("import MLflow", *PARTS):
+        print(f"    {'of ' + mode + ', by the clock':28} {' '.join(f'{value[0]:.1f}' for value in values)}")
+    for name in ("import MLflow", *PARTS) if "inside" in found else ():
         values = [run["parts"][name] for run in found["inside"]]
         # The baseline is logged by `log_outcome`, too: its own seconds are in both lines.
         shares = " ".join(f"{100 * median(values, which) / base[which]:7.1f} %" for which in (0, 1))

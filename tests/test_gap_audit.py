@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from gapeval_lab.gap.audit import CONVERGED, MEAN, OFFICIAL, OURS, audit
+from gapeval_lab.gap.audit import MEAN, OFFICIAL, OURS, audit
 from gapeval_lab.gap.converged import GRADIENT, _objective, _packed, converge
 from gapeval_lab.gap.official import perturbed, rounding_moves
 from gapeval_lab.gap.official_batch import PUBLISHED, refit
-from gapeval_lab.gap.records import OfficialGap
+from gapeval_lab.gap.records import CONVERGED, OfficialGap
 from gapeval_lab.gap.score import gap, gap_report
 from gapeval_lab.gap.shift import shift_report
 from gapeval_lab.gap.table import ItemVerdict, cells

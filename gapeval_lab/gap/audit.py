@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from gapeval_lab.gap.converged import converge
 from gapeval_lab.gap.official_batch import PUBLISHED, FitError
-from gapeval_lab.gap.records import Audit, Dispute, OfficialGap, Variant
+from gapeval_lab.gap.records import CONVERGED, Audit, Dispute, OfficialGap, Variant
 from gapeval_lab.gap.score import BOTH_WEIGHT, NEITHER_WEIGHT, Counts, Floats, gap, signed_gap
 from gapeval_lab.gap.table import ItemVerdict, cells_of, counts_array, encode
 
 MEAN = "mean"
-OURS, OFFICIAL, CONVERGED = "ours", "published", "published (converged)"
+OURS, OFFICIAL = "ours", "published"
 SMALLEST = 5e-4
 """A shift that is 0.000 to three decimals is taken to have no sign."""
 

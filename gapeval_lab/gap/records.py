@@ -139,6 +139,10 @@ class ShiftReport:
     one_sided: dict[str, OneSidedShift] = field(default_factory=dict)  # some of those left out
 
 
+CONVERGED = "published (converged)"
+"""What the published model, fitted to its optimum, is called among an audit's variants."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way of computing the gap: its means over categories, and per category; see audit.py.

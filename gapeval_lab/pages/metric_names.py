@@ -1,6 +1,6 @@
 """Which MLflow metric holds a number of an Outcome. The names are those of `tracking_scalars`."""
 
-from gapeval_lab.gap.audit import CONVERGED
+from gapeval_lab.gap.records import CONVERGED
 from gapeval_lab.outcome import Outcome
 
 Keys = tuple[str | int, ...]
