@@ -72,7 +72,7 @@ def record(bench: Bench, course: Course, *, weights: str, work: Path, trial: boo
     phases = {"before": first, "after": after, "placebo": course.placebo, "identity": course.identity}
     results = {
         name: course.known.get(name)
-        or _result(bench, name, measured.evaluation, pictures=None if trial else work)
+        or phase_result(bench, name, measured.evaluation, pictures=None if trial else work)
         for name, measured in phases.items()
         if measured is not None
     }
@@ -168,6 +168,12 @@ def record(bench: Bench, course: Course, *, weights: str, work: Path, trial: boo
     )
 
 
+def phase_result(bench: Bench, phase: str, evaluation: Evaluation, *, pictures: Path | None) -> PhaseResult:
+    """The report and the rows of one state; its pictures go into a folder, where one is given."""
+    report = _report(bench, evaluation, official=phase in ("before", "after"))
+    return PhaseResult(gap=report, rows=item_rows(phase, bench.items, evaluation, work=pictures))
+
+
 def targets(bench: Bench) -> list[str]:
     """The categories that the facts belong to."""
     return sorted({fact.edit.category for fact in bench.facts})
@@ -214,11 +220,6 @@ def _report(bench: Bench, evaluation: Evaluation, *, official: bool) -> GapRepor
         replicates=protocol.replicates,
         official=official and protocol.official,
     )
-
-
-def _result(bench: Bench, phase: str, evaluation: Evaluation, *, pictures: Path | None) -> PhaseResult:
-    report = _report(bench, evaluation, official=phase in ("before", "after"))
-    return PhaseResult(gap=report, rows=item_rows(phase, bench.items, evaluation, work=pictures))
 
 
 def _shift(bench: Bench, before: Measured, later: Measured) -> ShiftReport:

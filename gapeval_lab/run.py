@@ -21,13 +21,13 @@ from gapeval_lab.files import write_text
 from gapeval_lab.fitting import DELTA, Fitted, fit_stage
 from gapeval_lab.measuring import Measured, measure
 from gapeval_lab.outcome import Outcome, PhaseResult
-from gapeval_lab.recording import Course, record
+from gapeval_lab.recording import Course, phase_result, record
 from gapeval_lab.response_store import shared_responses
 from gapeval_lab.work_folder import ALONE
 
 OnStage = Callable[[str], None]
-OnBefore = Callable[[Outcome], None]
-"""Takes the record of a run of which the state before is all that is known."""
+OnKnown = Callable[[Outcome], None]
+"""Takes what is known of a run before its end: with the state before alone, then with the one after, too."""
 OnProgress = Callable[[str, int, int], None]
 """`on_progress(phase, done, total)`."""
 
@@ -45,7 +45,7 @@ class Runner:
         work: Path,
         on_stage: OnStage,
         on_progress: OnProgress,
-        on_before: OnBefore | None = None,
+        on_known: OnKnown | None = None,
         helpers: Helpers | None = None,
     ) -> None:
         """See `run`."""
@@ -54,10 +54,11 @@ class Runner:
         self.work = work
         self.on_stage = on_stage
         self.on_progress = on_progress
-        self.on_before = on_before
+        self.on_known = on_known
         self.helpers = helpers
         self.seed = bench.loaded.recipe.seed
         self.began = datetime.datetime.now(datetime.UTC)
+        self.known: dict[str, PhaseResult] = {}
 
     @property
     def root(self) -> Any:
@@ -74,7 +75,7 @@ class Runner:
             states = [self._measure("before", shared_responses(self.home))]
         if not self.bench.stages:
             return self._finish(Course(self.began, states))
-        known = self._tell_before(states[0])
+        early = self._tell_before(states[0])
         total, several = WeightDelta.zero(), len(self.bench.stages) > 1
         fitted: list[Fitted] = []
         for number, stage in enumerate(self.bench.stages, start=1):
@@ -103,6 +104,7 @@ class Runner:
             )
             origin = Origin(self.bench.weights, self.bench.direction, parts)
             total.save(self.work / DELTA, origin=origin)
+        self._tell_after(early, states[-1])
         controls = self.bench.loaded.recipe.controls
         identity: Measured | None = None
         sham: Measured | None = None
@@ -117,18 +119,34 @@ class Runner:
                 sham = self._measure("placebo", self.work / "placebo", delta=noise, whole=False)
             self._verify("the placebo control")
         return self._finish(
-            Course(self.began, states, fitted, total, placebo=sham, identity=identity, known=known)
+            Course(self.began, states, fitted, total, placebo=sham, identity=identity, known=self.known)
         )
 
-    def _tell_before(self, before: Measured) -> dict[str, PhaseResult]:
+    def _tell_before(self, before: Measured) -> Outcome | None:
         """Record the state before for whoever wants it now; what was made of it need not be made again."""
-        if self.on_before is None:
-            return {}
+        if self.on_known is None:
+            return None
+        with self._reporting():
+            course = Course(self.began, [before])
+            early = record(self.bench, course, weights=self.bench.weights, work=self.work)
+            self.known["before"] = early.before
+        self.on_known(early)
+        return early
+
+    def _tell_after(self, early: Outcome | None, after: Measured) -> None:
+        """Likewise the state after the last intervention."""
+        if early is None or self.on_known is None:
+            return
+        with self._reporting():
+            self.known["after"] = phase_result(self.bench, "after", after.evaluation, pictures=self.work)
+        self.on_known(early.model_copy(update={"after": self.known["after"]}))
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Counts what is recorded early among the seconds of the report."""
         began = time.monotonic()
-        outcome = record(self.bench, Course(self.began, [before]), weights=self.bench.weights, work=self.work)
-        self.bench.seconds["report"] = time.monotonic() - began
-        self.on_before(outcome)
-        return {"before": outcome.before}
+        yield
+        self.bench.seconds["report"] = self.bench.seconds.get("report", 0.0) + time.monotonic() - began
 
     def _count_watching(self, phase: str, seconds: float) -> None:
         """Measuring while a method trains is no part of its fitting."""
@@ -142,8 +160,7 @@ class Runner:
         self.on_stage(name)
         began = time.monotonic()
         yield name
-        earlier = self.bench.seconds.get(name, 0.0) if name == "report" else 0.0
-        self.bench.seconds[name] = earlier + time.monotonic() - began
+        self.bench.seconds[name] = time.monotonic() - began
 
     def _measure(
         self, phase: str, place: Path, *, delta: WeightDelta | None = None, whole: bool = True
@@ -177,7 +194,8 @@ class Runner:
 
     def _finish(self, course: Course) -> Outcome:
         """Reports, pictures and the Outcome, all in the working folder."""
-        with self._phase("report"):
+        self.on_stage("report")
+        with self._reporting():
             outcome = record(self.bench, course, weights=weights_of(self.bench.umm), work=self.work)
         seconds = {name: round(value, 3) for name, value in self.bench.seconds.items()}
         outcome = outcome.model_copy(update={"seconds": seconds})
@@ -198,7 +216,7 @@ def run(
     work: Path,
     on_stage: OnStage,
     on_progress: OnProgress,
-    on_before: OnBefore | None = None,
+    on_known: OnKnown | None = None,
     helpers: Helpers | None = None,
 ) -> Outcome:
     """Run a recipe in its (locked) working folder; an outcome that lies there already is returned.
@@ -209,7 +227,7 @@ def run(
         work: from `working_folder`.
         on_stage: told when a phase begins.
         on_progress: told how far a phase is.
-        on_before: given what is known once the state before an intervention is measured.
+        on_known: given what is known once the state before an intervention is measured, and the one after.
         helpers: others who answer prompts, too, see shards.py.
     """
     finished = work / "outcome.json"
@@ -221,6 +239,6 @@ def run(
         work=work,
         on_stage=on_stage,
         on_progress=on_progress,
-        on_before=on_before,
+        on_known=on_known,
         helpers=helpers,
     ).run()

@@ -121,14 +121,14 @@ def _logged(
         parent_id=parent.run_id if parent else None,
         tags=tags,
     ) as live:
-        before = live.before
+        ahead = live.ahead
         outcome = run(
             bench,
             home=home_of(bench, work, store.folder),
             work=work,
             on_stage=live.stage,
             on_progress=on_progress,
-            on_before=None if before is None else lambda known: before(known, work),
+            on_known=None if ahead is None else lambda known: ahead(known, work),
             helpers=helpers,
         )
         on_progress(LOGGING, 0, 1)

@@ -32,7 +32,7 @@ from gapeval_lab.tracking_scalars import unrounded
 from gapeval_lab.tracking_stop import Stopped, error_words, sigterm_raises, stops
 from gapeval_lab.tracking_store import Store, stopped_as, user_name
 from gapeval_lab.tracking_tables import pairs
-from gapeval_lab.tracking_traces import COUNT, changed, complete, log_traces
+from gapeval_lab.tracking_traces import COUNT, changed, complete, has_traces, log_traces
 from gapeval_lab.tracking_ui import ui, view_links
 from gapeval_lab.tracking_values import run_name
 from gapeval_lab.tracking_views import ViewLinks
@@ -88,10 +88,17 @@ class LiveRun:
         """Say what is being done now (and, by that, that the run is alive)."""
         set_tags(self.store.client, self.run_id, {"gapeval.stage": name, "gapeval.heartbeat": _now()})
 
-    def before(self, outcome: Outcome, folder: Path) -> None:
-        """Log the baseline of a run of which the state before is all that is known."""
-        if outcome.kind != "baseline":
+    def ahead(self, outcome: Outcome, folder: Path) -> None:
+        """Log what takes longest as soon as it is known: the baseline, then the traces of the state after.
+
+        At a server, where traces have their share of a run's time, they are left to `log`.
+        """
+        if outcome.after is None:
             baseline(self.store, outcome, folder)
+        elif has_traces(outcome) and not self.store.served:
+            found = pairs(outcome)
+            run = self.store.client.get_run(self.run_id)
+            log_traces(self.store, run, outcome, found, folder=folder, first=changed(found))
 
     def bring(self, file: Path) -> None:
         """Bring a file along, beside what `log` wrote."""

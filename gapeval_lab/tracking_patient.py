@@ -63,8 +63,8 @@ class Listener(Protocol):
         """Why nothing more is logged; None while all is well."""
 
     @property
-    def before(self) -> Callable[[Outcome, Path], None] | None:
-        """As `LiveRun.before`, without waiting for it; None where the work would have to wait."""
+    def ahead(self) -> Callable[[Outcome, Path], None] | None:
+        """As `LiveRun.ahead`, without waiting for it; None where the work would have to wait."""
 
     def stage(self, name: str) -> None:
         """As `LiveRun.stage`."""
@@ -100,7 +100,7 @@ class PatientRun:
     say: Say
     live: LiveRun | None = None
     lost: str | None = field(default=None, init=False)
-    before: None = field(default=None, init=False)
+    ahead: None = field(default=None, init=False)
 
     @property
     def run_id(self) -> str | None:

@@ -177,9 +177,9 @@ class FarRun:
         """As `LiveRun.stage`; does not wait."""
         self._process._send(do="stage", name=name)
 
-    def before(self, outcome: Outcome, folder: Path) -> None:
-        """As `LiveRun.before`; does not wait."""
-        self._process._send(do="before", outcome=outcome.model_dump_json(), folder=str(folder))
+    def ahead(self, outcome: Outcome, folder: Path) -> None:
+        """As `LiveRun.ahead`; does not wait."""
+        self._process._send(do="ahead", outcome=outcome.model_dump_json(), folder=str(folder))
 
     def log(self, outcome: Outcome, folder: Path, *, name: str | None = None) -> None:
         """As `LiveRun.log`, for the outcome that lies in the folder; does not wait."""

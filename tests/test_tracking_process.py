@@ -187,7 +187,7 @@ def test_what_goes_wrong_there_costs_no_result(store, process, tmp_path, caplog)
     """A call that breaks in the other process ends its run; this one goes on, and the next one is whole."""
     said: list[str] = []
     with process.track("n", experiment=EXPERIMENT, key="breaks", say=said.append) as live:
-        process._send(do="before", outcome="{}", folder=str(tmp_path))
+        process._send(do="ahead", outcome="{}", folder=str(tmp_path))
         live.log(Outcome.model_construct(), tmp_path)
         assert live.finish(None) is False
     (warning,) = said
