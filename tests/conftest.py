@@ -42,6 +42,7 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+        gc.set_threshold(50_000, 50, 1000)  # later imports make none either; tests are done before it matters
 
 
 def pytest_sessionfinish() -> None:
