@@ -1,7 +1,8 @@
 """A run logged by a process of its own, so that the model does not wait for MLflow.
 
-MLflow takes seconds to import, to open its store and to write a baseline's hundreds of traces. Beside the
-model that costs next to nothing; what is left to wait for is the end of a run's own logging.
+MLflow takes seconds to import, to open its store and to write hundreds of traces. That is done beside the
+model, which has the same priority: on a full machine neither starves. What is left to wait for is the end of
+a run's own logging.
 
     with beside(store) as tracker:       # begins to import MLflow
         bench = load_bench(loaded)
@@ -53,7 +54,7 @@ class TrackingProcess:
     def __init__(self, store: Store) -> None:
         """Start it; it begins at once to import MLflow, and to check and mend the store."""
         self.store = store
-        self._prepared = False
+        self._prepared, self._ended = False, ENDED
         self._run: FarRun | None = None
         self._replies: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         # Says, to whoever finds runs of that process, that we are there: see `lock_of_orphan`.
@@ -89,7 +90,7 @@ class TrackingProcess:
             UserError: no run can ever be stored so.
         """
         if not self._prepared:
-            self._ask()
+            self._ended = self._ask().get("broke", ENDED)
             self._prepared = True
 
     @contextlib.contextmanager
@@ -137,7 +138,7 @@ class TrackingProcess:
         reply = self._replies.get()
         if reply is None:
             self._replies.put(None)
-            return {"broke": ENDED}
+            return {"broke": self._ended}
         if "refused" in reply:
             raise UserError(reply["refused"])
         return reply

@@ -33,7 +33,6 @@ LATER = (
     *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "matplotlib.figure"),
     "mlflow.data.meta_dataset",
 )
-NICENESS = 10
 
 
 class Pipes:
@@ -92,7 +91,6 @@ def serve(pipes: Pipes) -> None:
     while True:
         asked = pipes.next()
         if asked["do"] == "track":  # else it is for a run that broke
-            _yield_to_the_model(True)
             _answered(pipes, functools.partial(_run, store, pipes, asked))
 
 
@@ -118,7 +116,6 @@ def _run(store: Store, pipes: Pipes, asked: Call) -> None:
             pipes.reply(run_id=live.run_id, lost=live.lost)
             while (call := pipes.next())["do"] != "leave":
                 _listen(pipes, live, call)
-            _yield_to_the_model(False)
             if call["error"] is not None:
                 raise LeftElsewhere(call["error"], stopped=call["stopped"])
     except LeftElsewhere as error:  # what it stands for is handled where it was raised
@@ -137,7 +134,6 @@ def _listen(pipes: Pipes, live: PatientRun, call: Call) -> None:
         outcome = Outcome.model_validate_json(call["outcome"])
         live.attempt(lambda run: run.ahead(outcome, Path(call["folder"])))
     elif call["do"] == "log":
-        _yield_to_the_model(False)  # from now on the run waits
         folder = Path(call["folder"])
         live.log(Outcome.load(folder), folder, name=call["name"])
     elif call["do"] == "finish":
@@ -154,25 +150,10 @@ def _warm() -> None:
     gc.freeze()  # imports make no garbage
 
 
-def _yield_to_the_model(given: bool) -> None:
-    """Take what others leave of the processor, where the system can say so: the model comes first.
-
-    For the thread that calls, and threads that it starts. Given back, the thread is like any other.
-    """
-    if hasattr(os, "SCHED_IDLE"):
-        policy = os.SCHED_IDLE if given else os.SCHED_OTHER
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, policy, os.sched_param(0))
-    elif given:
-        with contextlib.suppress(OSError):
-            os.nice(NICENESS)
-
-
 def main() -> None:
     """Serve in a thread, so that the main one sees at once when the other process is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    _yield_to_the_model(True)
     pipes = Pipes(int(sys.argv[1]), int(sys.argv[2]))
     logging.getLogger().addHandler(_Forward(pipes))
 

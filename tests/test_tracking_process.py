@@ -292,3 +292,21 @@ def test_warnings_of_the_other_process_are_logged_here(process, caplog) -> None:
         ("gapeval_lab.tracking_traces", "no traces: 100 %")
     ]
     assert process._replies.get() is None
+
+
+def test_what_broke_before_the_run_is_told_where_nothing_can_be_logged(tmp_path, monkeypatch) -> None:
+    """A defect while the store is prepared costs no result either, and its words are not lost."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    broken = tmp_path / "modules"
+    broken.mkdir()
+    (broken / "mlflow.py").write_text("raise ZeroDivisionError('in MLflow')")
+    monkeypatch.setenv("PYTHONPATH", f"{broken}:{os.environ.get('PYTHONPATH', '')}")
+    said: list[str] = []
+    store = Store.open(tmp_path / "home")
+    with beside(store) as made:
+        made.ready()
+        done = tracked_run(
+            parts("f"), store=store, on_progress=lambda *_: None, say=said.append, track=made.track
+        )
+    (warning,) = said
+    assert "in MLflow" in warning and done.run_id is None and done.outcome.shift is not None
