@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gapeval_lab.cli_common import Bars, loading, short, wide_console
 from gapeval_lab.errors import UserError
+from gapeval_lab.files import write_text
 
 if TYPE_CHECKING:
     from gapeval_lab.outcome import Outcome
@@ -64,7 +65,7 @@ def execute(
                     )
             done.append(run.outcome)
             if json_file:
-                _write(json_file, run.outcome.model_dump_json(indent=1))
+                write_text(json_file, run.outcome.model_dump_json(indent=1))
             console.print()
             console.print(draw_outcome(run.outcome))
             later = "see it in MLflow with: gapeval-lab ui"
@@ -112,9 +113,3 @@ def _check_writable(place: Path | None) -> None:
     parent = next(p for p in (place.absolute(), *place.absolute().parents) if p.exists())
     if place.parent.exists() and not place.parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"--out/--json: {place} cannot be written; choose another place")
-
-
-def _write(file: Path, text: str) -> None:
-    from gapeval_lab.files import write_text
-
-    write_text(file, text)

@@ -111,6 +111,8 @@ class ReasonedRow(Record):
     drawn: dict[str, DrawnBy]
 
 
+REPORT = "report.html"
+"""The page of a run, in its outcome's folder."""
 INPUTS = "inputs"
 """The folder, in an outcome's folder, of copies of what the run read."""
 

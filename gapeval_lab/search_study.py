@@ -29,7 +29,7 @@ from gapeval_lab.recipe import LoadedRecipe, flatten
 from gapeval_lab.search_sampler import make_pruner, make_sampler, parameters, settings, suggest
 from gapeval_lab.search_storage import Place
 from gapeval_lab.study_settings import Search
-from gapeval_lab.tracking_locks import file_lock, try_lock
+from gapeval_lab.tracking_locks import file_lock, removed_if_free, try_lock
 from gapeval_lab.tracking_stop import signals_wait
 from gapeval_lab.trials_types import TestResult, TrialResult
 
@@ -263,15 +263,7 @@ class SearchStudy:
             return self.place.ours or age > NAMELESS_SECONDS
         if named["host"] != socket.gethostname():
             return False
-        path = Path(named["lock"])
-        if not path.exists():
-            return True
-        lock = try_lock(path)
-        if lock is None:
-            return False
-        path.unlink(missing_ok=True)
-        lock.close()
-        return True
+        return removed_if_free(Path(named["lock"]))
 
     def _try_again(self, trial: Any, *, died: bool) -> None:
         """Queue first, fail then: a kill in between is made good by the next worker."""

@@ -50,7 +50,7 @@ def lock_of_orphan(path: Path) -> IO[str] | None:
         master = path.read_text()
     except OSError:
         return None
-    if not master or not _free(Path(master)):
+    if not master or not removed_if_free(Path(master)):
         return None
     ends = time.monotonic() + ENDING_SECONDS
     while (lock := try_lock(path)) is None and time.monotonic() < ends:
@@ -58,13 +58,14 @@ def lock_of_orphan(path: Path) -> IO[str] | None:
     return lock
 
 
-def _free(path: Path) -> bool:
-    """Whether nobody holds a lock; its file is removed then."""
+def removed_if_free(path: Path) -> bool:
+    """Whether nobody holds a lock; its file is removed then, if it is still there."""
     if not path.exists():
         return True
     lock = try_lock(path)
     if lock is None:
         return False
+    # A holder that ended after it was opened here has removed it.
     path.unlink(missing_ok=True)
     lock.close()
     return True

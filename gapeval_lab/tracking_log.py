@@ -18,7 +18,7 @@ import yaml
 
 from gapeval_lab import tracking_pictures, tracking_scalars, tracking_values, tracking_views
 from gapeval_lab.files import write_text
-from gapeval_lab.outcome import INPUTS, Outcome
+from gapeval_lab.outcome import INPUTS, REPORT, Outcome
 from gapeval_lab.tracking_figure import (
     draw_emergence,
     draw_gap_shift,
@@ -33,7 +33,6 @@ from gapeval_lab.tracking_tables import Pair, Table, pairs, tables
 from gapeval_lab.tracking_traces import COUNT, changed, has_traces, log_traces, traces_link
 
 TITLES = {"updates": "When the facts were learned", "facts": "Facts written one after the other"}
-REPORT = "report.html"
 METRIC_BATCH = 1000  # MLflow's limits per call
 PARAM_BATCH = 100
 DIGEST = 12  # letters of a hash in a dataset's chip; MLflow takes at most 36

@@ -29,7 +29,7 @@ from gapeval_lab.errors import UserError
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.tracking_locks import try_lock
 from gapeval_lab.tracking_patient import Say, lost_words
-from gapeval_lab.tracking_stop import Stopped, error_words, sigterm_raises
+from gapeval_lab.tracking_stop import error_words, sigterm_raises, stops
 from gapeval_lab.tracking_store import Store
 
 ENDED = "the process that logs it has ended"
@@ -198,7 +198,7 @@ class FarRun:
     def leave(self, error: BaseException | None) -> None:
         """End it, after what raised or well."""
         words = None if error is None else error_words(error)
-        self._ask(do="leave", error=words, stopped=isinstance(error, KeyboardInterrupt | Stopped))
+        self._ask(do="leave", error=words, stopped=error is not None and stops(error))
 
     def told(self, words: dict[str, Any]) -> None:
         """Hear what was said of it unasked."""

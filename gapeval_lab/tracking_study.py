@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.outcome import Outcome
-from gapeval_lab.tracking_locks import try_lock
+from gapeval_lab.tracking_locks import removed_if_free
 from gapeval_lab.tracking_log import METRIC_BATCH, PARAM_BATCH, set_tags
 from gapeval_lab.tracking_stop import Stopped, sigterm_raises
 from gapeval_lab.tracking_store import Store, stopped_as, user_name
@@ -75,13 +75,9 @@ class StudyRun:
         """
         client = self.store.client
         run = client.get_run(run_id)
-        path = self.store.lock_path(run_id)
-        if run.data.tags.get("gapeval.host") == socket.gethostname() and path.exists():
-            lock = try_lock(path)
-            if lock is None:
-                raise ValueError(f"run {run_id} is still running")
-            path.unlink(missing_ok=True)
-            lock.close()
+        here = run.data.tags.get("gapeval.host") == socket.gethostname()
+        if here and not removed_if_free(self.store.lock_path(run_id)):
+            raise ValueError(f"run {run_id} is still running")
         if run.info.status != "FAILED":
             tags = {"gapeval.end": "its worker died", "outcome": "failed"}
             set_tags(client, run_id, tags)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from gapeval_lab.outcome import Outcome
 from gapeval_lab.tracking import baseline, experiment_name, run_name, track
-from gapeval_lab.tracking_locks import try_lock
+from gapeval_lab.tracking_locks import removed_if_free, try_lock
 from gapeval_lab.tracking_log import set_tags
 from gapeval_lab.tracking_marker import Marker
 from gapeval_lab.tracking_patient import troubles
@@ -98,11 +98,8 @@ def _synced(store: Store, folder: Path, outcome: Outcome, *, dry_run: bool) -> S
     if dry_run:
         return Synced(folder.name, "missing", "the run")
     taken = next((run.info.run_id for run in runs), None)
-    if taken and (held := try_lock(store.lock_path(taken))) is None:
+    if taken and not removed_if_free(store.lock_path(taken)):
         return Synced(folder.name, "busy", f"run {taken} is going on")
-    elif taken and held:
-        store.lock_path(taken).unlink(missing_ok=True)
-        held.close()
     name = run_name(outcome.recipe, targets=outcome.target_categories, direction=outcome.direction)
     began = datetime.datetime.fromisoformat(outcome.started).timestamp()
     with track(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gapeval_lab.files import write_text
-from gapeval_lab.outcome import Outcome
+from gapeval_lab.outcome import REPORT, Outcome
 from gapeval_lab.pages import run_audit, run_course, run_edit, run_gap, run_record
 from gapeval_lab.pages.gallery import gallery
 from gapeval_lab.pages.numbers import Numbers, joined, marked
@@ -13,7 +13,6 @@ from gapeval_lab.pages.parts import Page, Section, Words
 from gapeval_lab.report import headline
 from gapeval_lab.tracking_values import method
 
-NAME = "report.html"
 SIDES = {"text": "told", "image": "drawn", "both": "told and drawn"}
 
 Maker = Callable[[Numbers, Path], Section | None]
@@ -66,7 +65,7 @@ def run_page(outcome: Outcome, folder: Path) -> str:
 
 def write_report(outcome: Outcome, folder: Path, *, to: Path | None = None) -> Path:
     """Write the page of a run, by default as `report.html` into its folder; returns its path."""
-    file = to or folder / NAME
+    file = to or folder / REPORT
     write_text(file, run_page(outcome, folder))
     return file
 
