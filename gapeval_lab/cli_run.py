@@ -30,7 +30,7 @@ def execute(
     """Run recipes one after the other, track them, print what came out of each.
 
     Args:
-        load: gives the recipes; it imports libraries, while another process imports MLflow.
+        load: gives the recipes.
         out, json_file: where the results go.
         processes, engine: who answers prompts; see shards.py.
     """
@@ -52,7 +52,6 @@ def execute(
                     from gapeval_lab.tracked_run import tracked_run
 
                     bench = load_bench(loaded)
-                    tracker.ready()
                 with Bars(console) as bars:
                     run = tracked_run(
                         bench,

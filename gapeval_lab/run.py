@@ -58,6 +58,7 @@ class Runner:
         self.helpers = helpers
         self.seed = bench.loaded.recipe.seed
         self.began = datetime.datetime.now(datetime.UTC)
+        self.early: Outcome | None = None
         self.known: dict[str, PhaseResult] = {}
 
     @property
@@ -75,7 +76,7 @@ class Runner:
             states = [self._measure("before", shared_responses(self.home))]
         if not self.bench.stages:
             return self._finish(Course(self.began, states))
-        early = self._tell_before(states[0])
+        self.early = self._tell_before(states[0])
         total, several = WeightDelta.zero(), len(self.bench.stages) > 1
         fitted: list[Fitted] = []
         for number, stage in enumerate(self.bench.stages, start=1):
@@ -104,7 +105,6 @@ class Runner:
             )
             origin = Origin(self.bench.weights, self.bench.direction, parts)
             total.save(self.work / DELTA, origin=origin)
-        self._tell_after(early, states[-1])
         controls = self.bench.loaded.recipe.controls
         identity: Measured | None = None
         sham: Measured | None = None
@@ -133,13 +133,12 @@ class Runner:
         self.on_known(early)
         return early
 
-    def _tell_after(self, early: Outcome | None, after: Measured) -> None:
-        """Likewise the state after the last intervention."""
-        if early is None or self.on_known is None:
+    def _tell_after(self, after: Measured) -> None:
+        """Likewise the state after the last intervention, once the model rests."""
+        if self.early is None or self.on_known is None:
             return
-        with self._reporting():
-            self.known["after"] = phase_result(self.bench, "after", after.evaluation, pictures=self.work)
-        self.on_known(early.model_copy(update={"after": self.known["after"]}))
+        self.known["after"] = phase_result(self.bench, "after", after.evaluation, pictures=self.work)
+        self.on_known(self.early.model_copy(update={"after": self.known["after"]}))
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
@@ -196,6 +195,7 @@ class Runner:
         """Reports, pictures and the Outcome, all in the working folder."""
         self.on_stage("report")
         with self._reporting():
+            self._tell_after(course.states[-1])
             outcome = record(self.bench, course, weights=weights_of(self.bench.umm), work=self.work)
         seconds = {name: round(value, 3) for name, value in self.bench.seconds.items()}
         outcome = outcome.model_copy(update={"seconds": seconds})

@@ -122,12 +122,17 @@ def _logged(
         tags=tags,
     ) as live:
         ahead = live.ahead
+
+        def progress(phase: str, done: int, total: int) -> None:
+            live.hear()
+            on_progress(phase, done, total)
+
         outcome = run(
             bench,
             home=home_of(bench, work, store.folder),
             work=work,
             on_stage=live.stage,
-            on_progress=on_progress,
+            on_progress=progress,
             on_known=None if ahead is None else lambda known: ahead(known, work),
             helpers=helpers,
         )

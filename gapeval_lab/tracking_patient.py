@@ -66,6 +66,9 @@ class Listener(Protocol):
     def ahead(self) -> Callable[[Outcome, Path], None] | None:
         """As `LiveRun.ahead`, without waiting for it; None where the work would have to wait."""
 
+    def hear(self) -> None:
+        """Raise what the store has against the run, if that is only known now (UserError)."""
+
     def stage(self, name: str) -> None:
         """As `LiveRun.stage`."""
 
@@ -106,6 +109,9 @@ class PatientRun:
     def run_id(self) -> str | None:
         """MLflow's id, where the run was begun."""
         return self.live.run_id if self.live else None
+
+    def hear(self) -> None:
+        """Nothing: it was heard before the run began."""
 
     def stage(self, name: str) -> None:
         """As `LiveRun.stage`."""

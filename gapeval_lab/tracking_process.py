@@ -6,10 +6,10 @@ a run's own logging.
 
     with beside(store) as tracker:       # begins to import MLflow
         bench = load_bench(loaded)
-        tracker.ready()                  # the store can be used
         tracked_run(bench, store=store, on_progress=show, track=tracker.track)
 
-Knows pipes and the calls of a run; refuses to know MLflow. The other end is `tracking_worker`.
+Nor does a run wait for its beginning: what its store has against it is raised while it goes on. Knows
+pipes and the calls of a run; refuses to know MLflow. The other end is `tracking_worker`.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -40,7 +41,12 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def beside(store: Store) -> Iterator["TrackingProcess"]:
-    """A process that tracks in the store, for as long as the block runs."""
+    """A process that tracks in the store, for as long as the block runs.
+
+    Raises:
+        UserError: no run can ever be stored so, as far as can be told without MLflow.
+    """
+    store.look()
     process = TrackingProcess(store)
     try:
         yield process
@@ -52,9 +58,10 @@ class TrackingProcess:
     """Our end of the pipes to a process that tracks."""
 
     def __init__(self, store: Store) -> None:
-        """Start it; it begins at once to import MLflow, and to check and mend the store."""
+        """Start it; it imports MLflow, then checks and mends the store. Waits for nothing."""
         self.store = store
-        self._prepared, self._ended = False, ENDED
+        self._ended = ENDED
+        self._opening = True  # how it found the store was not heard yet
         self._run: FarRun | None = None
         self._replies: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         # Says, to whoever finds runs of that process, that we are there: see `lock_of_orphan`.
@@ -81,21 +88,15 @@ class TrackingProcess:
         self._reader.daemon = True
         self._reader.start()
         # Through the pipe: an address may hold a password, and a command line can be seen.
-        self._send(do="open", root=str(store.root), uri=store.uri, master=name)
-
-    def ready(self) -> None:
-        """Wait until the store is prepared, as `tracking_patient.prepare` does it; once is enough.
-
-        Raises:
-            UserError: no run can ever be stored so.
-        """
-        if not self._prepared:
-            self._ended = self._ask().get("broke", ENDED)
-            self._prepared = True
+        self.send(do="open", root=str(store.root), uri=store.uri, master=name)
 
     @contextlib.contextmanager
     def track(self, name: str, *, say: Say | None = None, **how: Any) -> Iterator["FarRun"]:
-        """As `patient_track`, for the store that this process was made for."""
+        """As `patient_track`, for the store that this process was made for; the block begins at once.
+
+        Raises:
+            UserError: no run can ever be stored so; raised by the run's calls, or at the block's end.
+        """
         run = self._run = FarRun(self, say or _log.warning)
         with sigterm_raises():
             run.begin(name, how)
@@ -122,20 +123,30 @@ class TrackingProcess:
         if lock is not None:
             lock.close()
 
-    def _send(self, **call: Any) -> None:
+    def send(self, **call: Any) -> None:
+        """A call to the process; does not wait."""
         with contextlib.suppress(OSError):  # a process that is gone is told by its silence
             self._out.write(json.dumps(call) + "\n")
             self._out.flush()
 
-    def _ask(self, **call: Any) -> dict[str, Any]:
-        """The answer to a call, or, without one, to that which was sent last; "broke" says what went wrong.
+    def answer(self, *, wait: bool) -> dict[str, Any] | None:
+        """The next answer to a run's calls, None where it is not there yet; "broke" says what went wrong.
 
         Raises:
             UserError: as the other process raised it.
         """
-        if call:
-            self._send(**call)
-        reply = self._replies.get()
+        if self._opening:
+            opened = self._next(wait)
+            if opened is None:
+                return None
+            self._opening, self._ended = False, opened.get("broke", ENDED)
+        return self._next(wait)
+
+    def _next(self, wait: bool) -> dict[str, Any] | None:
+        try:
+            reply = self._replies.get(block=wait)
+        except queue.Empty:
+            return None
         if reply is None:
             self._replies.put(None)
             return {"broke": self._ended}
@@ -162,7 +173,7 @@ class FarRun:
     """A `PatientRun` in another process.
 
     Attributes:
-        run_id: MLflow's id, where the run was begun.
+        run_id: MLflow's id, once the run is known to have begun: at the latest after `finish`.
         lost: why nothing more is logged; None while all is well.
     """
 
@@ -172,33 +183,42 @@ class FarRun:
         self.lost: str | None = None
         self._process = process
         self._say = say
-        self._over = False
+        self._began = self._over = False
+
+    def begin(self, name: str, how: dict[str, Any]) -> None:
+        """Start or continue it; does not wait."""
+        how.setdefault("started", round(1000 * time.time()))
+        self._process.send(do="track", name=name, how=how)
+
+    def hear(self) -> None:
+        """As `Listener.hear`."""
+        self._hear(wait=False)
 
     def stage(self, name: str) -> None:
         """As `LiveRun.stage`; does not wait."""
-        self._process._send(do="stage", name=name)
+        self._process.send(do="stage", name=name)
 
     def ahead(self, outcome: Outcome, folder: Path) -> None:
         """As `LiveRun.ahead`; does not wait."""
-        self._process._send(do="ahead", outcome=outcome.model_dump_json(), folder=str(folder))
+        self._process.send(do="ahead", outcome=outcome.model_dump_json(), folder=str(folder))
 
     def log(self, outcome: Outcome, folder: Path, *, name: str | None = None) -> None:
         """As `LiveRun.log`, for the outcome that lies in the folder; does not wait."""
-        self._process._send(do="log", folder=str(folder), name=name)
+        self._process.send(do="log", folder=str(folder), name=name)
 
     def finish(self, report: Path | None) -> bool:
         """As `PatientRun.finish`."""
         reply = self._ask(do="finish", report=None if report is None else str(report))
         return bool(reply.get("whole")) and self.lost is None
 
-    def begin(self, name: str, how: dict[str, Any]) -> None:
-        """Start or continue it."""
-        self.run_id = self._ask(do="track", name=name, how=how).get("run_id")
-
     def leave(self, error: BaseException | None) -> None:
         """End it, after what raised or well."""
         words = None if error is None else error_words(error)
-        self._ask(do="leave", error=words, stopped=error is not None and stops(error))
+        try:
+            self._ask(do="leave", error=words, stopped=error is not None and stops(error))
+        except UserError:
+            if error is None:  # else what is raised already is what the user has to hear
+                raise
 
     def told(self, words: dict[str, Any]) -> None:
         """Hear what was said of it unasked."""
@@ -207,13 +227,31 @@ class FarRun:
             self._say(words["say"])
 
     def _ask(self, **call: Any) -> dict[str, Any]:
+        self._hear(wait=True)
         if self._over:
             return {}
-        reply = self._process._ask(**call)
-        if "broke" in reply:  # nobody is there any more, or its run is not
+        self._process.send(**call)
+        return self._answer(wait=True) or {}
+
+    def _hear(self, *, wait: bool) -> None:
+        """Learn how it began, if that is not known yet."""
+        if self._began or self._over:
+            return
+        reply = self._answer(wait=wait)
+        if reply is not None:
+            self._began, self.run_id = True, reply.get("run_id")
+
+    def _answer(self, *, wait: bool) -> dict[str, Any] | None:
+        try:
+            reply = self._process.answer(wait=wait)
+        except UserError:
+            self._over = True
+            raise
+        if reply is not None and "broke" in reply:  # nobody is there any more, or its run is not
             self._over = True
             if self.lost is None:
                 self.lost = reply["broke"]
                 self._say(lost_words(self._process.store, reply["broke"]))
-        self.lost = self.lost or reply.get("lost")
+        if reply is not None:
+            self.lost = self.lost or reply.get("lost")
         return reply

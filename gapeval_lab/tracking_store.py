@@ -115,8 +115,7 @@ class Store:
         Raises:
             UserError: the place cannot be written, or the server or database cannot be reached.
         """
-        self._check_uri()
-        self._make_folders()
+        self.look()
         quiet_mlflow()
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
@@ -134,6 +133,15 @@ class Store:
                 f"tracking: the store {shown(self.uri)} cannot be used ({first_line(error)}); set "
                 "MLFLOW_TRACKING_URI to one that can, or unset it to use the project's own mlruns folder"
             ) from error
+
+    def look(self) -> None:
+        """As much of `check` as can be done at once, without MLflow: its address, and our folders.
+
+        Raises:
+            UserError: the address is none, or the place cannot be written.
+        """
+        self._check_uri()
+        self._make_folders()
 
     def _check_uri(self) -> None:
         try:

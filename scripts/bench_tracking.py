@@ -106,7 +106,6 @@ def child(mode: str, recipe: str, overrides: list[str]) -> None:
             from gapeval_lab.tracked_run import tracked_run
 
             bench = load_bench(load(recipe, overrides))
-            tracker.ready()
             tracked_run(bench, store=store, on_progress=lambda *_: None, track=tracker.track)
     elif mode == "inside":
         from gapeval_lab.bench import load_bench
@@ -171,6 +170,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--new", action="store_true", help="a new store for each run")
+    parser.add_argument("--pause", type=float, default=0, help="seconds before each run: let a machine cool")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--child", choices=MODES, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE, as for the command itself")
@@ -188,6 +188,7 @@ def main() -> None:
                 one(mode, homes[mode], args.recipe, [*given, "controls.placebo=false", "evaluation.limit=8"])
         for number in range(args.runs):
             for mode in modes[:: 1 if number % 2 else -1]:
+                time.sleep(args.pause)
                 home = Path(folder) / f"{mode}-{number}" if args.new else homes[mode]
                 found[mode].append(one(mode, home, args.recipe, [*given, f"seed={number}"]))
     show(args.recipe, found)

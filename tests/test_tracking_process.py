@@ -24,11 +24,11 @@ from gapeval_lab.outcome import Outcome
 from gapeval_lab.recipe import Controls
 from gapeval_lab.testing import ScriptedIntervention
 from gapeval_lab.tracked_run import Tracked, tracked_run
-from gapeval_lab.tracking import Stopped, baseline_fingerprint
+from gapeval_lab.tracking import Stopped, baseline_fingerprint, experiment_name
 from gapeval_lab.tracking_locks import name_master, try_lock
 from gapeval_lab.tracking_marker import Marker
 from gapeval_lab.tracking_patient import Track, prepare
-from gapeval_lab.tracking_process import ENDED, TrackingProcess, beside
+from gapeval_lab.tracking_process import ENDED, FarRun, TrackingProcess, beside
 from gapeval_lab.tracking_store import Store
 from gapeval_lab.tracking_sync import outcome_folders, sync
 
@@ -48,7 +48,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 def process(store: Store) -> Iterator[TrackingProcess]:
     """One for the module: runs come one after the other."""
     with beside(store) as made:
-        made.ready()
         yield made
 
 
@@ -73,6 +72,15 @@ def go(store: Store, bench: Bench, track: Track | None, at: Callable[[str], None
     done = tracked_run(bench, store=store, on_progress=progress, say=said.append, track=track)
     assert said == []
     return done
+
+
+def begun(live: FarRun) -> str:
+    """The id of a run, once it has begun."""
+    while live.run_id is None and live.lost is None:
+        live.hear()
+        time.sleep(0.01)
+    assert live.run_id is not None
+    return live.run_id
 
 
 def logged(store: Store, run_id: str) -> dict[str, Any]:
@@ -166,7 +174,7 @@ def test_a_run_that_was_stopped_is_continued(store, process) -> None:
     with pytest.raises(KeyboardInterrupt), process.track("n", experiment=EXPERIMENT, key="again") as first:
         raise KeyboardInterrupt
     with process.track("n", experiment=EXPERIMENT, key="again") as second:
-        assert try_lock(store.lock_path(second.run_id)) is None  # it is held
+        assert try_lock(store.lock_path(begun(second))) is None  # it is held
     assert second.run_id == first.run_id
     assert store.client.get_run(second.run_id).info.status == "FINISHED"
 
@@ -174,20 +182,49 @@ def test_a_run_that_was_stopped_is_continued(store, process) -> None:
 def test_a_refusal_is_raised_here(store, process) -> None:
     gone = store.client.create_experiment("gapeval/gone", (store.artifacts / "gone").as_uri())
     store.client.delete_experiment(gone)
-    with (
-        pytest.raises(UserError, match="experiment 'gapeval/gone' is deleted"),
-        process.track("n", experiment="gapeval/gone", key="k"),
-    ):
-        raise AssertionError("the block is entered")
+    entered = []
+    for in_block in (begun, lambda live: live.finish(None), lambda live: None):
+        with (
+            pytest.raises(UserError, match="experiment 'gapeval/gone' is deleted"),
+            process.track("n", experiment="gapeval/gone", key="k") as live,
+        ):
+            entered.append(live)
+            in_block(live)
+    assert len(entered) == 3  # it waits for nothing
+    with pytest.raises(ZeroDivisionError), process.track("n", experiment="gapeval/gone", key="k"):
+        raise ZeroDivisionError  # the first thing that went wrong is told
     with process.track("n", experiment=EXPERIMENT, key="refused") as live:
-        assert live.run_id and live.lost is None  # the process is as good as before
+        assert begun(live) and live.lost is None  # the process is as good as before
+
+
+def test_a_refused_run_ends_at_once_and_loses_no_answer(store, process) -> None:
+    bench = parts("f", seed=7)
+    bench.umm.name = "refused"
+    experiment = experiment_name("refused")
+    gone = store.client.create_experiment(experiment, (store.artifacts / "refused").as_uri())
+    store.client.delete_experiment(gone)
+    phases: list[str] = []
+
+    def slow(phase: str) -> None:
+        phases.append(phase)
+        time.sleep(0.5)
+
+    with pytest.raises(UserError, match="'gapeval/refused' is deleted"):
+        go(store, bench, process.track, slow)
+    assert set(phases) == {"before"}
+    store.client.restore_experiment(gone)
+    asked = sum(bench.umm.calls.values())
+    assert go(store, bench, process.track).run_id is not None
+    whole = parts("f", seed=8)
+    go(store, whole, process.track)
+    assert 0 < asked and sum(bench.umm.calls.values()) == sum(whole.umm.calls.values())
 
 
 def test_what_goes_wrong_there_costs_no_result(store, process, tmp_path, caplog) -> None:
     """A call that breaks in the other process ends its run; this one goes on, and the next one is whole."""
     said: list[str] = []
     with process.track("n", experiment=EXPERIMENT, key="breaks", say=said.append) as live:
-        process._send(do="ahead", outcome="{}", folder=str(tmp_path))
+        process.send(do="ahead", outcome="{}", folder=str(tmp_path))
         live.log(Outcome.model_construct(), tmp_path)
         assert live.finish(None) is False
     (warning,) = said
@@ -196,26 +233,33 @@ def test_what_goes_wrong_there_costs_no_result(store, process, tmp_path, caplog)
     assert go(store, parts("h"), process.track).run_id is not None
 
 
-def test_a_store_that_can_never_be_used_is_told_at_the_start(tmp_path) -> None:
+def test_a_store_that_can_never_be_used_is_told(tmp_path) -> None:
     secret = "hunter2"
-    with beside(Store(tmp_path, f"gopher://me:{secret}@somewhere/x")) as made:
+    store = Store(tmp_path, f"gopher://me:{secret}@somewhere/x")
+    with beside(store) as made:
         shown = Path(f"/proc/{made._process.pid}/cmdline")
         if shown.exists():
             assert secret not in shown.read_text()
         with pytest.raises(UserError, match="somewhere") as refused:
-            made.ready()
+            go(store, parts("f"), made.track)
     assert secret not in str(refused.value)
     assert made._process.returncode is not None
+
+
+def test_a_place_that_can_never_be_used_is_told_before_anything_is_started(tmp_path) -> None:
+    for store in (Store(tmp_path, str(tmp_path)), Store(Path("/proc/nowhere"), "sqlite:////proc/m.db")):
+        with pytest.raises(UserError, match="plain folder|cannot write"), beside(store):
+            raise AssertionError("the block is entered")
 
 
 def test_a_process_that_is_killed_costs_no_result(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     store, said = Store.open(tmp_path), []
     with beside(store) as made:
-        made.ready()
 
         def kill(phase: str, done: int, total: int) -> None:
             if phase == "after" and made._process.poll() is None:
+                begun(made._run)
                 made._process.kill()
                 made._process.wait()
 
@@ -238,8 +282,10 @@ from gapeval_lab.tracking_process import beside
 from gapeval_lab.tracking_store import Store
 
 with beside(Store.open(Path(sys.argv[1]))) as tracker:
-    tracker.ready()
     with tracker.track("n", experiment="gapeval/scripted", key="left") as live:
+        while live.run_id is None:
+            live.hear()
+            time.sleep(0.01)
         Path(sys.argv[2]).write_text(f"{live.run_id} whole")
         time.sleep(600)
 """
@@ -261,7 +307,7 @@ def test_the_next_command_waits_for_a_process_that_is_about_to_end(store, proces
     assert store.reconcile() == [made]
     assert not path.exists() and not master.exists()
     with process.track("n", experiment=EXPERIMENT, key="master") as live:
-        named = Path(store.lock_path(live.run_id).read_text())
+        named = Path(store.lock_path(begun(live)).read_text())
         assert named.exists() and try_lock(named) is None
         assert store.reconcile() == []
 
@@ -304,7 +350,6 @@ def test_what_broke_before_the_run_is_told_where_nothing_can_be_logged(tmp_path,
     said: list[str] = []
     store = Store.open(tmp_path / "home")
     with beside(store) as made:
-        made.ready()
         done = tracked_run(
             parts("f"), store=store, on_progress=lambda *_: None, say=said.append, track=made.track
         )
