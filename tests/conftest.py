@@ -91,7 +91,8 @@ def _logged_in_this_process() -> Iterator[None]:
 
     @contextmanager
     def here(store: Any) -> Iterator[Any]:
-        yield SimpleNamespace(ready=partial(prepare, store), track=partial(patient_track, store))
+        prepare(store)
+        yield SimpleNamespace(track=partial(patient_track, store))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracking_process, "beside", here)
