@@ -2,7 +2,7 @@
 
     python scripts/bench_tracking.py --runs 3
     python scripts/bench_tracking.py --runs 1 --limit 60                # a quick look
-    python scripts/bench_tracking.py --runs 8 --modes without beside    # no parts, but the noise told
+    python scripts/bench_tracking.py --runs 12 --modes without beside   # no parts, but pairs
 
 Each run is a fresh process; all write the same files. `beside` is what the command does: a process of its
 own logs the run. `inside` logs it in the run's own process, and shows the parts that the other hides; parts
@@ -162,6 +162,21 @@ def median(values: list[list[float]], which: int) -> float:
     return statistics.median(value[which] for value in values)
 
 
+def in_pairs(without: list[list[float]], with_it: list[list[float]]) -> str:
+    """The mean difference of runs beside each other, with its 95 % interval (Student's t).
+
+    A machine whose speed drifts moves both runs of a pair, so this says more than two medians do.
+    """
+    from scipy.stats import t
+
+    more = [one[0] - base[0] for one, base in zip(with_it, without, strict=True)]
+    half = t.ppf(0.975, len(more) - 1) * statistics.stdev(more) / len(more) ** 0.5
+    mean, base = statistics.mean(more), statistics.mean(value[0] for value in without)
+    low, high = mean - half, mean + half
+    shares = f"{100 * mean / base:+.1f} % ({100 * low / base:+.1f} to {100 * high / base:+.1f} %)"
+    return f"{mean:+.2f} s ({low:+.2f} to {high:+.2f}), {shares}"
+
+
 def main() -> None:
     """Run in turns, then print medians."""
     raw = argparse.RawDescriptionHelpFormatter
@@ -207,6 +222,8 @@ def show(recipe: str, found: dict[str, list[dict[str, Any]]]) -> None:
         more = " ".join(f"{100 * (seconds[which] / base[which] - 1):+7.1f} %" for which in (0, 1))
         print(f"  {'MLflow ' + mode:30} {seconds[0]:7.2f} {seconds[1]:7.2f}   {more}")
         print(f"    {'of ' + mode + ', by the clock':28} {' '.join(f'{value[0]:.1f}' for value in values)}")
+        if mode != "without" and runs > 1:
+            print(f"    {'in pairs, by the clock':28} {in_pairs(whole['without'], values)}")
     for name in ("import MLflow", *PARTS) if "inside" in found else ():
         values = [run["parts"][name] for run in found["inside"]]
         # The baseline is logged by `log_outcome`, too: its own seconds are in both lines.
