@@ -71,7 +71,7 @@ def processor() -> Iterator[Line]:
     """Cores and memory."""
     found = machine()
     yield Line(
-        "cpu", "ok", f"{found['cpu']}, {found['cores']} cores, torch uses {found['torch threads']} threads"
+        "cpu", "ok", f"{found['cpu']}, cores: {found['cores']}, torch's threads: {found['torch threads']}"
     )
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     total = pages * size

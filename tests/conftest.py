@@ -13,9 +13,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from gapeval_lab.tracking_store import Store
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -97,3 +100,15 @@ def _logged_in_this_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracking_process, "beside", here)
         yield
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Store"]:
+    """A store for a module's tests: what is logged takes long to make. They use different keys and seeds."""
+    from gapeval_lab.tracking_store import Store
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        made = Store.open(tmp_path_factory.mktemp("store"))
+        made.check()
+        yield made

@@ -36,15 +36,6 @@ EXPERIMENT = "gapeval/scripted"
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        made = Store.open(tmp_path_factory.mktemp("store"))
-        made.check()
-        yield made
-
-
-@pytest.fixture(scope="module")
 def process(store: Store) -> Iterator[TrackingProcess]:
     """One for the module: runs come one after the other."""
     with beside(store) as made:

@@ -19,15 +19,6 @@ EXPERIMENT = experiment_name("tinyworld-janus")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        made = Store.open(tmp_path_factory.mktemp("store"))
-        made.check()
-        yield made
-
-
-@pytest.fixture(scope="module")
 def logged(store: Store, tmp_path_factory: pytest.TempPathFactory):
     """An edit outcome, logged; (run, outcome, folder)."""
     folder = tmp_path_factory.mktemp("logged")

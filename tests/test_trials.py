@@ -3,7 +3,7 @@
 import json
 import math
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -148,15 +148,6 @@ evaluation: {{batch: 16, items: 40, official: false, replicates: 50}}
 """
 
 Opened = Callable[..., AbstractContextManager[Trials]]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        made = Store.open(tmp_path_factory.mktemp("store"))
-        made.check()
-        yield made
 
 
 @pytest.fixture(autouse=True)
