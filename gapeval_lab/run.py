@@ -31,6 +31,7 @@ OnKnown = Callable[[Outcome], None]
 OnProgress = Callable[[str, int, int], None]
 """`on_progress(phase, done, total)`."""
 
+LONG = 60.0  # seconds of measuring from which a run tells its state before at once, and not at its end
 PLACEBO_SEED = 1  # added to the run's seed, so that the placebo is not drawn like the intervention
 
 
@@ -76,7 +77,9 @@ class Runner:
             states = [self._measure("before", shared_responses(self.home))]
         if not self.bench.stages:
             return self._finish(Course(self.began, states))
-        self.early = self._tell_before(states[0])
+        if self.bench.seconds["before"] > LONG:
+            with self._reporting():
+                self._tell_before(states[0])
         total, several = WeightDelta.zero(), len(self.bench.stages) > 1
         fitted: list[Fitted] = []
         for number, stage in enumerate(self.bench.stages, start=1):
@@ -122,20 +125,18 @@ class Runner:
             Course(self.began, states, fitted, total, placebo=sham, identity=identity, known=self.known)
         )
 
-    def _tell_before(self, before: Measured) -> Outcome | None:
+    def _tell_before(self, before: Measured) -> None:
         """Record the state before for whoever wants it now; what was made of it need not be made again."""
-        if self.on_known is None:
-            return None
-        with self._reporting():
-            course = Course(self.began, [before])
-            early = record(self.bench, course, weights=self.bench.weights, work=self.work)
-            self.known["before"] = early.before
-        self.on_known(early)
-        return early
+        if self.on_known is None or self.early is not None:
+            return
+        course = Course(self.began, [before])
+        self.early = record(self.bench, course, weights=self.bench.weights, work=self.work)
+        self.known["before"] = self.early.before
+        self.on_known(self.early)
 
     def _tell_after(self, after: Measured) -> None:
-        """Likewise the state after the last intervention, once the model rests."""
-        if self.early is None or self.on_known is None:
+        """Likewise the state after the last intervention."""
+        if self.on_known is None or self.early is None:
             return
         self.known["after"] = phase_result(self.bench, "after", after.evaluation, pictures=self.work)
         self.on_known(self.early.model_copy(update={"after": self.known["after"]}))
@@ -195,7 +196,9 @@ class Runner:
         """Reports, pictures and the Outcome, all in the working folder."""
         self.on_stage("report")
         with self._reporting():
-            self._tell_after(course.states[-1])
+            if len(course.states) > 1:  # the model rests now: who logs what is known takes nothing from it
+                self._tell_before(course.states[0])
+                self._tell_after(course.states[-1])
             outcome = record(self.bench, course, weights=weights_of(self.bench.umm), work=self.work)
         seconds = {name: round(value, 3) for name, value in self.bench.seconds.items()}
         outcome = outcome.model_copy(update={"seconds": seconds})

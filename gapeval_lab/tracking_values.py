@@ -270,7 +270,7 @@ def note(outcome: Outcome, *, links: Mapping[str, str]) -> str:
 
     `links` are words -> address.
     """
-    from gapeval_lab.report_audit import estimators_note  # with scipy, which takes most of a second
+    from gapeval_lab.report_audit import estimators_note  # which prints, too
 
     lines = [f"**{headline(outcome)}**", ""]
     if warning := estimators_note(outcome):

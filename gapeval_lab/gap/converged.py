@@ -22,7 +22,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize
 
 from gapeval_lab.errors import UserError
 from gapeval_lab.gap.official_batch import PUBLISHED, FitError, FitSettings, Floats, gaps_of
@@ -70,6 +69,8 @@ def converge(table: Floats, *, settings: FitSettings = PUBLISHED, start: Floats 
         FitError: no point with a gradient below `GRADIENT` was found.
         UserError: the table has no row.
     """
+    from scipy import optimize  # takes a third of a second to import
+
     if not len(table):
         raise UserError("rows: there are none; give one [p11, p10, p01, p00] per category")
     counts = table * settings.counts
