@@ -1,4 +1,4 @@
-"""Runs as a list: name, when, method, model, result, status. Reads MLflow's records, and few outcomes."""
+"""Runs as a list: name, when, method, model, result, status. Reads MLflow's records, and summaries of outcomes."""
 
 from __future__ import annotations
 
@@ -74,13 +74,25 @@ def _cells(entry: Entry, store: Store) -> tuple[str, ...]:
             shift, gap = of.shift.gap if of.shift else None, of.states["before"].gap.gap
             repeated = of.reproduces
             result = f"shift {spread(shift)}" if shift else f"gap {gap.value:.3f}" if gap else ""
-    elif entry.status == FINISHED and entry.folder is None and entry.kind != "baseline":
+    elif entry.status == FINISHED and entry.folder is not None:
+        result = _shift_on_disk(entry, store) or result
+    elif entry.status == FINISHED and entry.kind != "baseline":
         status = "finished, outcome elsewhere"
     elif entry.status != FINISHED and (why := tags.get("gapeval.end")):
         status += f": {reason(why, longest=60)}"
     if repeated:
         status += ", a repetition"
     return (_when(entry), tags.get("method", ""), tags.get("umm", ""), result, status)
+
+
+def _shift_on_disk(entry: Entry, store: Store) -> str:
+    """A run's shift as its report has it: MLflow's, rounded to four places, may be rounded once too often."""
+    try:
+        run = open_entry(entry, store, remote=False)
+    except UserError:
+        return ""
+    shift = run.summary.shift if run else None
+    return f"shift {spread(shift.gap)}" if shift and shift.gap else ""
 
 
 def _when(entry: Entry) -> str:

@@ -19,6 +19,7 @@ from gapeval_lab.leaderboard_list import listed
 from gapeval_lab.leaderboard_measures import Sort, measure
 from gapeval_lab.leaderboard_tables import rank
 from gapeval_lab.outcome import Outcome
+from gapeval_lab.report_cells import spread
 from gapeval_lab.summaries import summarise
 from gapeval_lab.tracking_read import Logged
 from gapeval_lab.tracking_store import Store
@@ -232,24 +233,19 @@ def test_the_command_prints_and_writes_the_same(ranked, tmp_path, capsys) -> Non
 def test_runs_are_listed_newest_last_with_their_result(ranked, capsys) -> None:
     made = database(ranked)
     about = {"gapeval.outcome": stamp(0), "kind": "edit", "method": "rome", "umm": "tiny"}
-    log(
-        made,
-        "a" * 32,
-        tags=about,
-        metrics={"delta/gap_score": -0.1, "low/gap_score": -0.2, "high/gap_score": 0.0},
-    )
+    metrics = {"delta/gap_score": -0.1, "low/gap_score": -0.2, "high/gap_score": 0.0}
+    log(made, "a" * 32, tags=about, metrics=metrics)
+    log(made, "d" * 32, tags=about | {"gapeval.outcome": "far"}, metrics=metrics)
     log(made, "b" * 32, status="KILLED", tags={"gapeval.end": "owner gone during fit"})
     log(made, "c" * 32, tags={"kind": "trial"})
     found = listed(ranked)
     cells = dict(found.lines)
     assert found.trials == 1
-    assert cells[stamp(0)] == (
-        time.strftime("%d %b %H:%M", time.localtime(0)),
-        "rome",
-        "tiny",
-        "shift −0.100 [−0.200, 0]",
-        "finished",
-    )
+    shift = Outcome.load(ranked.folder / "outcomes" / stamp(0)).shift.gap
+    day = time.strftime("%d %b %H:%M", time.localtime(0))
+    assert cells[stamp(0)] == (day, "rome", "tiny", f"shift {spread(shift)}", "finished")
+    there = next(line[1:] for name, line in found.lines if name in ("far", "d" * 32))
+    assert there == ("rome", "tiny", "shift −0.100 [−0.200, 0]", "finished, outcome elsewhere")
     assert cells["b" * 32][-1] == "killed: owner gone during fit"
     assert cells[stamp(1)][-1] == "finished, not in MLflow" and cells[stamp(1)][3].startswith("shift ")
     assert [name for name, _ in found.lines][-1] == stamp(2)
