@@ -1,4 +1,4 @@
-"""Runs as a list: name, when, method, model, result, status. Reads MLflow's records, and summaries of outcomes."""
+"""Runs as a list: name, when, method, model, result, status. Reads MLflow and summaries of outcomes."""
 
 from __future__ import annotations
 
