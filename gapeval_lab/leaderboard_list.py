@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from gapeval_lab.errors import UserError
 from gapeval_lab.gap.records import Estimate
 from gapeval_lab.leaderboard_tables import reason
 from gapeval_lab.report_cells import Row, draw_rows, spread
+from gapeval_lab.summaries import Summary
 from gapeval_lab.tracking_find import FINISHED, Entry, entries, stored
 from gapeval_lab.tracking_store import Store, Unreachable
 
@@ -71,11 +73,12 @@ def _cells(entry: Entry, store: Store) -> tuple[str, ...]:
         if run is not None:
             of = run.summary
             tags = {"method": "+".join(of.methods) or "none", "umm": of.umm}
-            shift, gap = of.shift.gap if of.shift else None, of.states["before"].gap.gap
-            repeated = of.reproduces
-            result = f"shift {spread(shift)}" if shift else f"gap {gap.value:.3f}" if gap else ""
+            gap, repeated = of.states["before"].gap.gap, of.reproduces
+            result = _shift(of) or (f"gap {gap.value:.3f}" if gap else "")
     elif entry.status == FINISHED and entry.folder is not None:
-        result = _shift_on_disk(entry, store) or result
+        with contextlib.suppress(UserError):  # MLflow's, rounded to four places, is rounded once too often
+            run = open_entry(entry, store, remote=False)
+            result = (_shift(run.summary) if run else "") or result
     elif entry.status == FINISHED and entry.kind != "baseline":
         status = "finished, outcome elsewhere"
     elif entry.status != FINISHED and (why := tags.get("gapeval.end")):
@@ -85,14 +88,9 @@ def _cells(entry: Entry, store: Store) -> tuple[str, ...]:
     return (_when(entry), tags.get("method", ""), tags.get("umm", ""), result, status)
 
 
-def _shift_on_disk(entry: Entry, store: Store) -> str:
-    """A run's shift as its report has it: MLflow's, rounded to four places, may be rounded once too often."""
-    try:
-        run = open_entry(entry, store, remote=False)
-    except UserError:
-        return ""
-    shift = run.summary.shift if run else None
-    return f"shift {spread(shift.gap)}" if shift and shift.gap else ""
+def _shift(of: Summary) -> str:
+    """A run's shift as its report has it, if it has one."""
+    return f"shift {spread(of.shift.gap)}" if of.shift and of.shift.gap else ""
 
 
 def _when(entry: Entry) -> str:

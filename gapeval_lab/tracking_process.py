@@ -60,8 +60,6 @@ class TrackingProcess:
     def __init__(self, store: Store) -> None:
         """Start it; it imports MLflow, then checks and mends the store. Waits for nothing."""
         self.store = store
-        self._ended = ENDED
-        self._opening = True  # how it found the store was not heard yet
         self._run: FarRun | None = None
         self._replies: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         # Says, to whoever finds runs of that process, that we are there: see `lock_of_orphan`.
@@ -135,21 +133,13 @@ class TrackingProcess:
         Raises:
             UserError: as the other process raised it.
         """
-        if self._opening:
-            opened = self._next(wait)
-            if opened is None:
-                return None
-            self._opening, self._ended = False, opened.get("broke", ENDED)
-        return self._next(wait)
-
-    def _next(self, wait: bool) -> dict[str, Any] | None:
         try:
             reply = self._replies.get(block=wait)
         except queue.Empty:
             return None
         if reply is None:
             self._replies.put(None)
-            return {"broke": self._ended}
+            return {"broke": ENDED}
         if "refused" in reply:
             raise UserError(reply["refused"])
         return reply

@@ -85,27 +85,24 @@ def serve(pipes: Pipes) -> None:
     """Prepare the store that is named first, then one run after the other."""
     opened = pipes.next()
     store = Store(Path(opened["root"]), opened["uri"], Path(opened["master"]))
-    if not _answered(pipes, lambda: prepare(store)):
-        return
-    _warm()
+    unusable = _failure(lambda: prepare(store))
+    if not unusable:
+        _warm()
     while True:
         asked = pipes.next()
         if asked["do"] == "track":  # else it is for a run that broke
-            _answered(pipes, functools.partial(_run, store, pipes, asked))
+            pipes.reply(**(unusable or _failure(functools.partial(_run, store, pipes, asked))))
 
 
-def _answered(pipes: Pipes, call: Callable[[], None]) -> bool:
-    """Make a call and say that it is done; False where it raised, which is told instead."""
+def _failure(call: Callable[[], None]) -> dict[str, str]:
+    """Make a call; what it raised, for the other process, or nothing."""
     try:
         call()
     except UserError as error:
-        pipes.reply(refused=str(error))
+        return {"refused": str(error)}
     except Exception as error:
-        pipes.reply(broke=f"{type(error).__name__}: {first_line(error)}")
-    else:
-        pipes.reply()
-        return True
-    return False
+        return {"broke": f"{type(error).__name__}: {first_line(error)}"}
+    return {}
 
 
 def _run(store: Store, pipes: Pipes, asked: Call) -> None:
